@@ -1,0 +1,27 @@
+//! The kinds: what each one defaults, refuses and lets field selectors name.
+//!
+//! One file per kind (or family), each a unit struct implementing [`crate::registry::Rules`]. The specification is
+//! upstream Kubernetes 1.33: `pkg/apis/*/v1/defaults.go` and `pkg/apis/*/validation/validation.go`. Rules are pure.
+//! What needs the store (address allocation, binding, eviction) is a hook or a subresource handler in a file of its own.
+//! No HTTP routing, no authorization and no `metadata` bookkeeping is here: the generic handler does those.
+
+pub mod binding;
+pub mod configmap;
+pub mod deployment;
+pub mod endpoints;
+pub mod endpointslice;
+pub mod event;
+pub mod eviction;
+pub mod lease;
+pub mod namespace;
+pub mod node;
+pub mod pod;
+pub mod pod_template;
+pub mod priorityclass;
+pub mod rbac;
+pub mod replicaset;
+pub mod review;
+pub mod secret;
+pub mod service;
+pub mod service_alloc;
+pub mod serviceaccount;
