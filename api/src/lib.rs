@@ -1,1 +1,14 @@
-//! placeholder
+//! What every part of ScaleUp shares about Kubernetes objects: quantities, selectors, names, owners, pod readiness.
+//!
+//! Pure functions over k8s-openapi types. Nothing here does I/O, and nothing here knows the store, the API server or a role.
+
+pub mod names;
+pub mod owner;
+pub mod pods;
+pub mod quantity;
+pub mod selector;
+pub mod time;
+pub mod well_known;
+
+pub use quantity::Quantity;
+pub use selector::{FieldSelector, LabelSelector};
