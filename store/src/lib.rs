@@ -8,6 +8,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+mod history;
+mod hub;
+pub mod memory;
+
+pub use history::{HISTORY_MAX_AGE, HISTORY_MAX_BYTES, HISTORY_MAX_EVENTS, HistoryBounds};
+
 /// etcd's revision: 0 is "nothing was ever written"; the first write has revision 1 or more.
 pub type Revision = u64;
 
