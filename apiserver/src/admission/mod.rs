@@ -49,3 +49,33 @@ pub trait Plugin: Send + Sync + 'static {
         Ok(())
     }
 }
+
+/// The plugins in order.
+pub struct Chain {
+    plugins: Vec<Box<dyn Plugin>>,
+}
+
+impl Chain {
+    /// In this order.
+    pub fn new(plugins: Vec<Box<dyn Plugin>>) -> Self {
+        Self { plugins }
+    }
+    /// The default plugins.
+    pub fn standard() -> Self {
+        Self::new(Vec::new())
+    }
+    /// Lets every plugin change the object.
+    pub async fn mutate(&self, server: &Arc<crate::Server>, attributes: &mut Attributes<'_>) -> Result<(), ApiError> {
+        for plugin in &self.plugins {
+            plugin.mutate(server, attributes).await?;
+        }
+        Ok(())
+    }
+    /// Lets every plugin refuse.
+    pub async fn validate(&self, server: &Arc<crate::Server>, attributes: &Attributes<'_>) -> Result<(), ApiError> {
+        for plugin in &self.plugins {
+            plugin.validate(server, attributes).await?;
+        }
+        Ok(())
+    }
+}
