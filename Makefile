@@ -1,0 +1,40 @@
+# Every target sets up what it needs first; see README.md.
+.PHONY: setup run test demo bench drill fmt lint unit it clean-demo
+BIN := target/debug/scaleup
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+setup:
+	@scripts/setup run
+
+# Builds and starts everything on embedded defaults, in the foreground. ARGS="--listen 0.0.0.0:6443" adds flags.
+run: setup
+	cargo build --release --locked -p scaleup
+	exec target/release/scaleup up $(ARGS)
+
+# Deploys examples/web on the running platform and asks it through the load balancer.
+demo: setup
+	@scripts/demo
+
+# Everything that must hold before a change lands; .ci/run calls exactly this.
+test:
+	@scripts/setup test
+	@scripts/test
+
+# One line per figure: name value unit (peer value, ratio).
+bench:
+	@scripts/setup bench
+	cargo build --release --locked -p scaleup -p scaleup-benches
+	target/release/scaleup-benches $(ARGS)
+
+# The fault drills at their full counts.
+drill:
+	@scripts/setup test
+	@scripts/drill
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo run -q --locked -p xtask -- tidy
+
+fmt:
+	cargo fmt --all

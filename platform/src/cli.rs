@@ -1,0 +1,413 @@
+//! Flags, `SCALEUP_*` variables and the YAML file, in that order of precedence, parsed into plain data.
+//!
+//! One declaration per option: clap reads flags and environment from it, and the file's keys are the flags' names, put in as defaults
+//! before the command line is parsed. Nothing here opens, binds or starts anything but that file.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+/// Largest configuration file read.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// ScaleUp: containers for web services, with the API that kubectl speaks.
+#[derive(Parser, Debug)]
+#[command(name = "scaleup", version, propagate_version = true)]
+pub struct Cli {
+    /// YAML file whose keys are the flags' names without the dashes in front.
+    #[arg(long, global = true, env = "SCALEUP_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as `info,scaleup_lb=debug`.
+    #[arg(long, global = true, env = "SCALEUP_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+    /// How log lines look.
+    #[arg(long, global = true, env = "SCALEUP_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Subcommands: every role at once, one role each, and tools.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Every role in one process.
+    Up(Box<UpArgs>),
+    /// The API server alone.
+    Apiserver(Box<ApiserverArgs>),
+    /// The controllers alone.
+    Controllers(ClientArgs),
+    /// The scheduler alone.
+    Scheduler(ClientArgs),
+    /// The node agent alone: runs pods on this machine's Docker.
+    Agent(Box<AgentArgs>),
+    /// The load balancer, service proxy and cluster DNS of a node alone.
+    Lb(Box<LbRoleArgs>),
+    /// Prints a kubeconfig for a role, a node or a user, signed by the CA in the data directory.
+    Kubeconfig(KubeconfigArgs),
+}
+
+/// Where state is kept.
+#[derive(Args, Debug, Clone)]
+pub struct DataArgs {
+    /// Directory for the store, keys, kubeconfig and pod volumes.
+    #[arg(long, env = "SCALEUP_DATA_DIR", value_name = "DIR", default_value_os_t = default_data_dir())]
+    pub data_dir: PathBuf,
+}
+
+/// Options of the API server.
+#[derive(Args, Debug, Clone)]
+pub struct ApiArgs {
+    /// Address and port of the API.
+    #[arg(long, env = "SCALEUP_LISTEN", value_name = "ADDR:PORT", default_value = "0.0.0.0:6443")]
+    pub listen: SocketAddr,
+    /// Address under which nodes and pods reach the API; found out by default.
+    #[arg(long, env = "SCALEUP_ADVERTISE_ADDRESS", value_name = "IP")]
+    pub advertise_address: Option<IpAddr>,
+    /// Further DNS names or addresses for the serving certificate.
+    #[arg(long, env = "SCALEUP_TLS_NAMES", value_name = "NAME", value_delimiter = ',')]
+    pub tls_names: Vec<String>,
+    /// embedded, memory, or etcd://HOST:PORT[,HOST:PORT…]
+    #[arg(long, env = "SCALEUP_STORE", value_name = "STORE", default_value = "embedded")]
+    pub store: StoreChoice,
+    /// CA certificate of etcd (PEM); turns TLS to etcd on.
+    #[arg(long, env = "SCALEUP_ETCD_CA", value_name = "FILE")]
+    pub etcd_ca: Option<PathBuf>,
+    /// Client certificate for etcd (PEM).
+    #[arg(long, env = "SCALEUP_ETCD_CERT", value_name = "FILE", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+    /// Key of the client certificate for etcd (PEM).
+    #[arg(long, env = "SCALEUP_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
+    /// Range of cluster IPs.
+    #[arg(long, env = "SCALEUP_SERVICE_CIDR", value_name = "CIDR", default_value = "10.96.0.0/16")]
+    pub service_cidr: String,
+    /// Range of node ports.
+    #[arg(long, env = "SCALEUP_NODE_PORT_RANGE", value_name = "FIRST-LAST", default_value = "30000-32767")]
+    pub node_port_range: PortRange,
+}
+
+/// Options of the node agent.
+#[derive(Args, Debug, Clone)]
+pub struct NodeArgs {
+    /// Name of this node; the host name by default.
+    #[arg(long, env = "SCALEUP_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Address of this node; found out by default.
+    #[arg(long, env = "SCALEUP_NODE_IP", value_name = "IP")]
+    pub node_ip: Option<IpAddr>,
+    /// What runs containers.
+    #[arg(long, env = "SCALEUP_RUNTIME", value_name = "RUNTIME", default_value = "docker")]
+    pub runtime: RuntimeChoice,
+    /// Docker's socket.
+    #[arg(long, env = "SCALEUP_DOCKER_SOCKET", value_name = "PATH", default_value = "/var/run/docker.sock")]
+    pub docker_socket: PathBuf,
+    /// Range out of which this node takes a free /24 for its pods.
+    #[arg(long, env = "SCALEUP_POD_CIDR_POOL", value_name = "CIDR", default_value = "10.244.0.0/16")]
+    pub pod_cidr_pool: String,
+    /// Address and port of the agent's own API (logs, exec); port 0 takes a free one.
+    #[arg(long, env = "SCALEUP_KUBELET_LISTEN", value_name = "ADDR:PORT", default_value = "0.0.0.0:0")]
+    pub kubelet_listen: SocketAddr,
+    /// Labels of this node.
+    #[arg(long, env = "SCALEUP_NODE_LABELS", value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub node_labels: Vec<String>,
+    /// Stop the pods' containers when the agent stops; they stay up otherwise.
+    #[arg(long, env = "SCALEUP_STOP_PODS")]
+    pub stop_pods: bool,
+}
+
+/// Options of the load balancer.
+#[derive(Args, Debug, Clone)]
+pub struct LbArgs {
+    /// Address that Services of type LoadBalancer and NodePort are served on.
+    #[arg(long, env = "SCALEUP_LB_BIND", value_name = "IP", default_value = "0.0.0.0")]
+    pub lb_bind: IpAddr,
+    /// Address written into Services' status; the node's by default.
+    #[arg(long, env = "SCALEUP_LB_ADVERTISE", value_name = "IP")]
+    pub lb_advertise: Option<IpAddr>,
+    /// Threads of the proxy; one per core by default.
+    #[arg(long, env = "SCALEUP_LB_THREADS", value_name = "N")]
+    pub lb_threads: Option<usize>,
+    /// Leave nftables alone: ClusterIPs do not work on this node then.
+    #[arg(long, env = "SCALEUP_NO_NFTABLES")]
+    pub no_nftables: bool,
+}
+
+/// `scaleup up`
+#[derive(Args, Debug, Clone)]
+pub struct UpArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub api: ApiArgs,
+    #[command(flatten)]
+    pub node: NodeArgs,
+    #[command(flatten)]
+    pub lb: LbArgs,
+}
+
+/// `scaleup apiserver`
+#[derive(Args, Debug, Clone)]
+pub struct ApiserverArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub api: ApiArgs,
+}
+
+/// How a role that runs alone reaches the API.
+#[derive(Args, Debug, Clone)]
+pub struct ClientArgs {
+    /// Kubeconfig of this role, made by `scaleup kubeconfig`.
+    #[arg(long, env = "SCALEUP_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+}
+
+/// `scaleup agent`
+#[derive(Args, Debug, Clone)]
+pub struct AgentArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// `scaleup lb`
+#[derive(Args, Debug, Clone)]
+pub struct LbRoleArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    #[command(flatten)]
+    pub lb: LbArgs,
+    /// Name of this node; the host name by default.
+    #[arg(long, env = "SCALEUP_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Range of cluster IPs, as the API server has it.
+    #[arg(long, env = "SCALEUP_SERVICE_CIDR", value_name = "CIDR", default_value = "10.96.0.0/16")]
+    pub service_cidr: String,
+}
+
+/// `scaleup kubeconfig`
+#[derive(Args, Debug, Clone)]
+pub struct KubeconfigArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where clients reach the API, e.g. https://10.0.0.5:6443
+    #[arg(long, value_name = "URL")]
+    pub server: String,
+    /// Who it is for.
+    #[command(subcommand)]
+    pub subject: Subject,
+}
+
+/// Who a kubeconfig is for.
+#[derive(Subcommand, Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// The controllers.
+    Controllers,
+    /// The scheduler.
+    Scheduler,
+    /// Load balancer, service proxy and DNS of a node.
+    Lb,
+    /// A node's agent; the certificate also serves the agent's own API at the given addresses.
+    Node {
+        /// The node's name.
+        name: String,
+        /// The node's addresses.
+        #[arg(long, required = true, value_delimiter = ',')]
+        address: Vec<IpAddr>,
+    },
+    /// A person or program; what they may do is up to RBAC.
+    User {
+        /// Name.
+        name: String,
+        /// Groups.
+        #[arg(long, value_delimiter = ',')]
+        group: Vec<String>,
+    },
+}
+
+/// Which store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreChoice {
+    /// One file in the data directory.
+    Embedded,
+    /// Nothing is kept.
+    Memory,
+    /// `host:port` of etcd members.
+    Etcd(Vec<String>),
+}
+
+impl std::str::FromStr for StoreChoice {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "embedded" => Ok(Self::Embedded),
+            "memory" => Ok(Self::Memory),
+            _ => match s.strip_prefix("etcd://") {
+                Some(hosts) if !hosts.is_empty() && hosts.split(',').all(|h| h.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())) => {
+                    Ok(Self::Etcd(hosts.split(',').map(str::to_owned).collect()))
+                }
+                _ => Err("expected embedded, memory or etcd://HOST:PORT[,HOST:PORT…]".into()),
+            },
+        }
+    }
+}
+
+/// What runs containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RuntimeChoice {
+    /// Docker on this machine.
+    Docker,
+    /// Nothing runs, pods only seem to: for trying things at scale.
+    Fake,
+}
+
+/// An inclusive range of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange(pub u16, pub u16);
+
+impl std::str::FromStr for PortRange {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let parsed = s.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+        match parsed {
+            Some((first, last)) if 0 < first && first <= last => Ok(Self(first, last)),
+            _ => Err("expected FIRST-LAST, e.g. 30000-32767".into()),
+        }
+    }
+}
+
+fn default_data_dir() -> PathBuf {
+    std::env::var_os("HOME").map_or_else(|| PathBuf::from("/var/lib/scaleup"), |home| PathBuf::from(home).join(".scaleup"))
+}
+
+/// Parses a command line; `--help` and mistakes end the process as clap does.
+pub fn parse(args: Vec<OsString>) -> Result<Cli> {
+    let mut command = Cli::command();
+    if let Some(path) = config_path(&args) {
+        let length = std::fs::metadata(&path).with_context(|| format!("cannot read the configuration file {}", path.display()))?.len();
+        if length > MAX_CONFIG_BYTES {
+            bail!("the configuration file {} is larger than {MAX_CONFIG_BYTES} bytes", path.display());
+        }
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read the configuration file {}", path.display()))?;
+        command = with_file(command, &text).with_context(|| format!("in the configuration file {}", path.display()))?;
+    }
+    let matches = command.get_matches_from(args);
+    Cli::from_arg_matches(&matches).map_err(|e| e.exit())
+}
+
+fn config_path(args: &[OsString]) -> Option<PathBuf> {
+    let mut iter = args.iter();
+    while let Some(arg) = iter.next() {
+        if arg == "--config" {
+            return iter.next().map(PathBuf::from);
+        }
+        if let Some(path) = arg.to_str().and_then(|a| a.strip_prefix("--config=")) {
+            return Some(path.into());
+        }
+    }
+    std::env::var_os("SCALEUP_CONFIG").map(PathBuf::from)
+}
+
+/// Puts the file's values in as defaults of the options they name.
+fn with_file(mut command: clap::Command, text: &str) -> Result<clap::Command> {
+    let file: std::collections::BTreeMap<String, serde_json::Value> =
+        serde_saphyr::from_str(text).context("expected a mapping of option names to values")?;
+    for (key, value) in file {
+        let text = match value {
+            serde_json::Value::String(s) => s,
+            serde_json::Value::Bool(_) | serde_json::Value::Number(_) => value.to_string(),
+            serde_json::Value::Array(items) => items
+                .iter()
+                .map(|i| i.as_str().map_or_else(|| i.to_string(), str::to_owned))
+                .collect::<Vec<_>>()
+                .join(","),
+            _ => bail!("{key}: expected a text, number, boolean or list"),
+        };
+        let mut known = false;
+        command = set_default(command, &key, &text, &mut known);
+        let names: Vec<String> = command.get_subcommands().map(|s| s.get_name().to_owned()).collect();
+        for name in names {
+            command = command.mut_subcommand(name, |sub| set_default(sub, &key, &text, &mut known));
+        }
+        if !known {
+            bail!("{key}: no such option; `scaleup up --help` lists them");
+        }
+    }
+    Ok(command)
+}
+
+fn set_default(command: clap::Command, key: &str, value: &str, known: &mut bool) -> clap::Command {
+    let Some(id) = command.get_arguments().find(|a| a.get_long() == Some(key) && key != "config").map(|a| a.get_id().clone()) else {
+        return command;
+    };
+    *known = true;
+    let value = value.to_owned();
+    command.mut_arg(id, move |arg| arg.required(false).default_value(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_with(file: &str, args: &[&str]) -> Result<Cli> {
+        let matches = with_file(Cli::command(), file)?.try_get_matches_from(args)?;
+        Ok(Cli::from_arg_matches(&matches)?)
+    }
+
+    #[test]
+    fn file_is_below_flags() {
+        let file = "listen: 127.0.0.1:1\nnode-name: from-file\nstop-pods: true\nnode-labels: [a=b, c=d]\nlog: debug\n";
+        let cli = parse_with(file, &["scaleup", "up", "--listen", "127.0.0.1:2"]).unwrap();
+        assert_eq!(cli.log, "debug");
+        let Command::Up(up) = cli.command else { panic!("up") };
+        assert_eq!(up.api.listen.port(), 2);
+        assert_eq!(up.node.node_name.as_deref(), Some("from-file"));
+        assert!(up.node.stop_pods);
+        assert_eq!(up.node.node_labels, ["a=b", "c=d"]);
+    }
+
+    #[test]
+    fn mistakes_in_the_file_are_named() {
+        let check = |file: &str, part: &str| {
+            let e = format!("{:#}", parse_with(file, &["scaleup", "up"]).unwrap_err());
+            assert!(e.contains(part), "{e}");
+        };
+        check("listne: x", "listne: no such option");
+        check("listen: nonsense", "invalid");
+        check("listen: {a: b}", "expected a text");
+        check("- a", "expected a mapping");
+    }
+
+    #[test]
+    fn stores_and_ranges() {
+        assert_eq!("etcd://a:1,b:2".parse(), Ok(StoreChoice::Etcd(vec!["a:1".into(), "b:2".into()])));
+        for bad in ["", "etcd://", "etcd://a", "etcd://a:b", "etcd://:1", "redis"] {
+            assert!(bad.parse::<StoreChoice>().is_err(), "{bad}");
+        }
+        assert_eq!("1-2".parse(), Ok(PortRange(1, 2)));
+        for bad in ["", "1", "2-1", "0-5", "1-70000"] {
+            assert!(bad.parse::<PortRange>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_declaration_is_sound() {
+        Cli::command().debug_assert();
+    }
+}
