@@ -1,1 +1,73 @@
-fn main(){}
+//! Every integration test, in one binary: `cargo test -p scaleup-tests [FILTER]`.
+//!
+//! Tests drive the real `scaleup` with real kubectl, Docker and etcd. Most share one instance on Docker and one on the fake
+//! runtime, each in a namespace of its own; what needs an instance to itself starts one.
+
+mod api;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+use scaleup_tests::cluster::{Cluster, Options};
+use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
+
+/// Tests mostly wait: more of them than cores run at once.
+const DEFAULT_THREADS: usize = 6;
+
+/// What tests share; instances start on first use.
+pub struct Shared {
+    runtime: Runtime,
+    fake: OnceCell<Cluster>,
+    docker: OnceCell<Cluster>,
+}
+
+/// Handle to what tests share.
+pub type Cx = Arc<Shared>;
+
+impl Shared {
+    /// An instance whose pods only seem to run.
+    pub async fn fake(&self) -> Result<&Cluster> {
+        self.fake.get_or_try_init(|| Cluster::start(Options::default())).await
+    }
+    /// An instance on real Docker.
+    pub async fn docker(&self) -> Result<&Cluster> {
+        self.docker.get_or_try_init(|| Cluster::start(Options { runtime: "docker", ..Options::default() })).await
+    }
+}
+
+/// A test from an async function.
+pub fn trial<F, Fut>(cx: &Cx, name: &str, test: F) -> Trial
+where
+    F: FnOnce(Cx) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<()>>,
+{
+    let cx = cx.clone();
+    Trial::test(name, move || {
+        let shared = cx.clone();
+        cx.runtime.block_on(test(shared)).map_err(|e| Failed::from(format!("{e:?}")))
+    })
+}
+
+/// `trials![cx, module, a, b]`: tests `module::a` and `module::b`.
+#[macro_export]
+macro_rules! trials {
+    ($cx:expr, $module:literal, $($name:ident),* $(,)?) => {
+        vec![$($crate::trial($cx, concat!($module, "::", stringify!($name)), $name)),*]
+    };
+}
+
+fn main() -> Result<()> {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(DEFAULT_THREADS);
+    let runtime = Runtime::new()?;
+    let cx: Cx = Arc::new(Shared { runtime, fake: OnceCell::new(), docker: OnceCell::new() });
+    let mut tests = Vec::new();
+    tests.extend(api::tests(&cx));
+    let conclusion = libtest_mimic::run(&arguments, tests);
+    // The instances stop here, whatever the tests did.
+    drop(cx);
+    conclusion.exit()
+}

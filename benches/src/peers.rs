@@ -1,0 +1,129 @@
+//! The peers: etcd, nginx and HAProxy as Debian ships them, started here in a directory of their own and stopped on drop.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use scaleup_tests::cluster::free_port;
+
+/// How long a peer may take to answer.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A running peer.
+pub struct Peer {
+    /// Where it listens on loopback.
+    pub port: u16,
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // nginx's and HAProxy's workers end with their master, which therefore gets a chance to stop them.
+        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(3) && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Peer {
+    async fn start(command: &mut Command, port: u16, dir: tempfile::TempDir) -> Result<Self> {
+        let log = std::fs::File::create(dir.path().join("log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let mut peer = Self { port, child, _dir: dir };
+        let start = Instant::now();
+        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            if start.elapsed() > START_PATIENCE || peer.child.try_wait()?.is_some() {
+                bail!("{command:?} did not start: {}", std::fs::read_to_string(peer._dir.path().join("log"))?);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(peer)
+    }
+
+    /// Process ids of the peer and its workers.
+    pub fn pids(&self) -> Result<Vec<u32>> {
+        let master = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
+        let mut pids = vec![master];
+        pids.extend(children.split_whitespace().filter_map(|p| p.parse::<u32>().ok()));
+        Ok(pids)
+    }
+
+    /// etcd with its data on the same disk as ours.
+    pub async fn etcd() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("scaleup-bench-").tempdir()?;
+        let (client, peer) = (free_port()?, free_port()?);
+        let urls = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+        let mut command = Command::new("etcd");
+        command.arg("--data-dir").arg(dir.path().join("data"));
+        command.args([
+            "--listen-client-urls",
+            &urls.0,
+            "--advertise-client-urls",
+            &urls.0,
+            "--listen-peer-urls",
+            &urls.1,
+        ]);
+        command.args(["--initial-advertise-peer-urls", &urls.1, "--initial-cluster", &format!("default={}", urls.1)]);
+        Self::start(&mut command, client, dir).await
+    }
+
+    /// nginx that answers every request with `body_bytes` bytes.
+    pub async fn nginx_backend(body_bytes: usize) -> Result<Self> {
+        let port = free_port()?;
+        let server = format!(
+            "server {{ listen 0.0.0.0:{port} reuseport; location / {{ return 200 \"{}\"; }} }}",
+            "x".repeat(body_bytes)
+        );
+        Self::nginx(port, &server).await
+    }
+
+    /// nginx as a reverse proxy with keep-alive to its upstreams.
+    pub async fn nginx_proxy(upstreams: &[String]) -> Result<Self> {
+        let port = free_port()?;
+        let servers: String = upstreams.iter().map(|u| format!("server {u};")).collect();
+        let server = format!(
+            "upstream b {{ {servers} keepalive 256; keepalive_requests 1000000; }} server {{ listen 127.0.0.1:{port} reuseport; location / {{ \
+             proxy_pass http://b; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host; \
+             proxy_set_header X-Forwarded-For $remote_addr; }} }}"
+        );
+        Self::nginx(port, &server).await
+    }
+
+    async fn nginx(port: u16, server: &str) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("scaleup-bench-").tempdir()?;
+        let path = dir.path().display();
+        let config = format!(
+            "daemon off; worker_processes auto; pid {path}/pid; error_log {path}/error.log; worker_rlimit_nofile 65536; \
+             events {{ worker_connections 8192; }} http {{ access_log off; tcp_nodelay on; keepalive_requests 1000000; \
+             client_body_temp_path {path}/b; proxy_temp_path {path}/p; fastcgi_temp_path {path}/f; uwsgi_temp_path {path}/u; \
+             scgi_temp_path {path}/s; {server} }}"
+        );
+        std::fs::write(dir.path().join("nginx.conf"), config)?;
+        let mut command = Command::new("nginx");
+        command.arg("-c").arg(dir.path().join("nginx.conf")).arg("-p").arg(dir.path()).args(["-e", "stderr"]);
+        Self::start(&mut command, port, dir).await
+    }
+
+    /// HAProxy as a reverse proxy with connection reuse.
+    pub async fn haproxy(upstreams: &[String]) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("scaleup-bench-").tempdir()?;
+        let port = free_port()?;
+        let servers: String = upstreams.iter().enumerate().map(|(i, u)| format!("  server s{i} {u}\n")).collect();
+        let config = format!(
+            "global\n  maxconn 20000\n  nbthread {}\ndefaults\n  mode http\n  timeout client 60s\n  timeout server 60s\n  timeout connect 5s\n  \
+             http-reuse always\n  option forwardfor\nfrontend f\n  bind 127.0.0.1:{port}\n  default_backend b\nbackend b\n{servers}",
+            std::thread::available_parallelism().map_or(2, usize::from)
+        );
+        std::fs::write(dir.path().join("haproxy.cfg"), config)?;
+        let mut command = Command::new("haproxy");
+        command.arg("-f").arg(dir.path().join("haproxy.cfg"));
+        Self::start(&mut command, port, dir).await
+    }
+}

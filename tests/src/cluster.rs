@@ -1,0 +1,236 @@
+//! One running `scaleup up`, with addresses and ranges that collide with no other.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::http::Api;
+use crate::kubectl::Kubectl;
+
+/// How long a start may take before the test gives up.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Instances of this process so far; each takes ranges of its own.
+static INSTANCES: AtomicU16 = AtomicU16::new(0);
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("SCALEUP_BIN") {
+        return path.into();
+    }
+    let exe = std::env::current_exe().unwrap_or_default();
+    exe.ancestors().nth(2).map(|dir| dir.join("scaleup")).unwrap_or_default()
+}
+
+/// A free TCP port on loopback.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// How to start an instance.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `docker` or `fake`.
+    pub runtime: &'static str,
+    /// `embedded`, `memory` or `etcd://…`.
+    pub store: String,
+    /// Further flags.
+    pub extra: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { runtime: "fake", store: "embedded".into(), extra: Vec::new() }
+    }
+}
+
+/// A running instance; it is stopped, and what it made in Docker is removed, on drop.
+pub struct Cluster {
+    /// Data directory.
+    pub dir: tempfile::TempDir,
+    /// Port of the API.
+    pub port: u16,
+    /// First and last node port.
+    pub node_ports: (u16, u16),
+    /// Name of its node.
+    pub node: String,
+    options: Options,
+    child: Option<Child>,
+    number: u16,
+}
+
+impl Cluster {
+    /// Starts an instance and waits until it is ready.
+    pub async fn start(options: Options) -> Result<Self> {
+        let number = INSTANCES.fetch_add(1, Ordering::Relaxed);
+        let first = 30_000 + number * 100;
+        let mut cluster = Self {
+            dir: tempfile::Builder::new().prefix("scaleup-it-").tempdir()?,
+            port: free_port()?,
+            node_ports: (first, first + 99),
+            node: format!("it-{}-{number}", std::process::id()),
+            options,
+            child: None,
+            number,
+        };
+        cluster.launch().await?;
+        Ok(cluster)
+    }
+
+    /// The full command line of the instance.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(binary());
+        // Ranges that no other instance on this machine has: 10.96/16 and 10.244/16 are left to a person's own.
+        let (service, pods) = (100 + self.number % 60, 160 + self.number % 60);
+        command
+            .arg("up")
+            .arg("--data-dir")
+            .arg(self.dir.path())
+            .args(["--listen", &format!("0.0.0.0:{}", self.port)])
+            .args(["--store", &self.options.store])
+            .args(["--runtime", self.options.runtime])
+            .args(["--node-name", &self.node])
+            .args(["--service-cidr", &format!("10.{service}.0.0/16")])
+            .args(["--pod-cidr-pool", &format!("10.{pods}.0.0/16")])
+            .args(["--node-port-range", &format!("{}-{}", self.node_ports.0, self.node_ports.1)])
+            .args(&self.options.extra);
+        command
+    }
+
+    /// Starts the process and waits for `/readyz`.
+    pub async fn launch(&mut self) -> Result<()> {
+        let log = std::fs::File::options().create(true).append(true).open(self.log_path())?;
+        let child =
+            self.command().stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().with_context(|| {
+                format!("cannot start {}; build it first: cargo build -p scaleup", binary().display())
+            })?;
+        self.child = Some(child);
+        self.wait_ready().await
+    }
+
+    /// Waits for `/readyz`; a process that ended is an error with its log.
+    pub async fn wait_ready(&mut self) -> Result<()> {
+        let client =
+            reqwest::Client::builder().tls_danger_accept_invalid_certs(true).timeout(Duration::from_secs(5)).build()?;
+        let url = format!("https://127.0.0.1:{}/readyz", self.port);
+        let start = Instant::now();
+        while start.elapsed() < START_PATIENCE {
+            if let Some(child) = &mut self.child
+                && let Some(status) = child.try_wait()?
+            {
+                bail!("scaleup ended with {status}:\n{}", self.log());
+            }
+            if let Ok(answer) = client.get(&url).send().await
+                && answer.status().is_success()
+                && self.kubeconfig().is_file()
+            {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bail!("scaleup was not ready within {START_PATIENCE:?}:\n{}", self.log())
+    }
+
+    /// Sends a signal; the process is reaped by [`Cluster::wait_end`].
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.as_ref().context("not running")?;
+        let pid = Pid::from_raw(i32::try_from(child.id())?).context("pid")?;
+        kill_process(pid, signal)?;
+        Ok(())
+    }
+
+    /// Waits for the process to end.
+    pub async fn wait_end(&mut self) -> Result<std::process::ExitStatus> {
+        let mut child = self.child.take().context("not running")?;
+        let start = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            if start.elapsed() > START_PATIENCE {
+                child.kill()?;
+                child.wait()?;
+                bail!("scaleup did not stop within {START_PATIENCE:?}:\n{}", self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// `kill -9`.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.signal(Signal::KILL)?;
+        self.wait_end().await.map(|_| ())
+    }
+
+    /// SIGTERM and a clean end.
+    pub async fn stop(&mut self) -> Result<()> {
+        self.signal(Signal::TERM)?;
+        let status = self.wait_end().await?;
+        if !status.success() {
+            bail!("scaleup ended with {status} on SIGTERM:\n{}", self.log());
+        }
+        Ok(())
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+    /// Where its admin kubeconfig is.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.path().join("kubeconfig")
+    }
+    /// Where its log is.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.path().join("it.log")
+    }
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+    /// The newer kubectl with its admin kubeconfig.
+    pub fn kubectl(&self) -> Kubectl {
+        Kubectl::new(Kubectl::NEW, &self.kubeconfig())
+    }
+    /// Debian's kubectl 1.20 with its admin kubeconfig.
+    pub fn old_kubectl(&self) -> Kubectl {
+        Kubectl::new(Kubectl::OLD, &self.kubeconfig())
+    }
+    /// Raw HTTPS as admin.
+    pub fn api(&self) -> Result<Api> {
+        Api::from_kubeconfig(&self.kubeconfig())
+    }
+    /// Raw HTTPS without credentials.
+    pub fn anonymous(&self) -> Result<Api> {
+        Ok(self.api()?.without_credentials()?)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::TERM);
+            }
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(10) && matches!(child.try_wait(), Ok(None)) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if self.options.runtime == "docker" {
+            crate::docker::remove_node(&self.node);
+        }
+    }
+}
+
+/// The project's root.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
