@@ -8,6 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+pub mod conformance;
+pub mod embedded;
 mod history;
 mod hub;
 pub mod memory;
@@ -16,6 +18,10 @@ pub use history::{HISTORY_MAX_AGE, HISTORY_MAX_BYTES, HISTORY_MAX_EVENTS, Histor
 
 /// etcd's revision: 0 is "nothing was ever written"; the first write has revision 1 or more.
 pub type Revision = u64;
+
+/// Largest key and value together, on every store: somewhat below etcd's default `--max-request-bytes` of 1.5 MiB, so
+/// that the request around them fits.
+pub const MAX_ENTRY_BYTES: usize = (3 << 19) - (16 << 10);
 
 /// One stored key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,6 +141,33 @@ pub enum Error {
         /// What was found.
         detail: String,
     },
+    /// The file cannot be opened at all: permissions, a missing directory, a directory in its place.
+    #[error("cannot open the store {path}: check that it is a file this user may read and write")]
+    Open {
+        /// The file.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file was written by another version of this program; it was not changed.
+    #[error("the store {path} has format {found}, this program reads {supported}: use the version that wrote it")]
+    Format {
+        /// The file.
+        path: String,
+        /// The format found.
+        found: u64,
+        /// The one format this program knows.
+        supported: u64,
+    },
+    /// Key and value together are larger than [`MAX_ENTRY_BYTES`].
+    #[error("entry of {size} bytes is larger than the limit of {limit}")]
+    TooLarge {
+        /// Key and value.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// The store cannot be reached or is shutting down; try again.
     #[error("store unavailable: {0}")]
     Unavailable(String),
@@ -143,8 +176,29 @@ pub enum Error {
     Engine(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl Error {
+    /// The same failure for another caller, as when one commit fails several writes.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Error::NoSpace => Error::NoSpace,
+            Error::Corrupt { path, detail } => Error::Corrupt { path: path.clone(), detail: detail.clone() },
+            Error::Unavailable(why) => Error::Unavailable(why.clone()),
+            other => Error::Unavailable(other.to_string()),
+        }
+    }
+}
+
 /// Shorthand.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Refuses what no store takes.
+pub(crate) fn check_size(key: &str, value: &[u8]) -> Result<()> {
+    let size = key.len() + value.len();
+    if size > MAX_ENTRY_BYTES {
+        return Err(Error::TooLarge { size, limit: MAX_ENTRY_BYTES });
+    }
+    Ok(())
+}
 
 /// The seam. `Arc<dyn Store>` is what the API server gets.
 #[async_trait]

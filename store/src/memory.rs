@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::history::{now_ms, readable, watchable};
 use crate::hub::Hub;
-use crate::{Error, Event, HistoryBounds, KeyValue, ListRequest, Page, Result, Revision, Store, Watch};
+use crate::{Error, Event, HistoryBounds, KeyValue, ListRequest, Page, Result, Revision, Store, Watch, check_size};
 
 /// A write that can be replayed and undone.
 struct Record {
@@ -176,6 +176,7 @@ impl Store for MemoryStore {
     }
 
     async fn create(&self, key: &str, value: Bytes) -> Result<Revision> {
+        check_size(key, &value)?;
         let mut state = self.state.lock();
         if state.keys.contains_key(key) {
             return Err(Error::Exists);
@@ -189,6 +190,7 @@ impl Store for MemoryStore {
     }
 
     async fn update(&self, key: &str, value: Bytes, expected: Revision) -> Result<Revision> {
+        check_size(key, &value)?;
         let mut state = self.state.lock();
         let previous = state.expect(key, expected)?;
         Ok(self.commit(&mut state, |state, revision| {
