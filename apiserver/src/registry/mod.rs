@@ -86,7 +86,7 @@ pub struct Column {
 }
 
 /// A field that field selectors may name, beside `metadata.name` and `metadata.namespace`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct SelectableField {
     /// Path as selectors spell it, e.g. `spec.nodeName`.
     pub path: &'static str,
