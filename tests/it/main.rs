@@ -4,6 +4,13 @@
 //! runtime, each in a namespace of its own; what needs an instance to itself starts one.
 
 mod api;
+mod bad_input;
+mod controllers;
+mod drill;
+mod first_run;
+mod identity;
+mod lb;
+mod path;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -66,6 +73,13 @@ fn main() -> Result<()> {
     let cx: Cx = Arc::new(Shared { runtime, fake: OnceCell::new(), docker: OnceCell::new() });
     let mut tests = Vec::new();
     tests.extend(api::tests(&cx));
+    tests.extend(bad_input::tests(&cx));
+    tests.extend(controllers::tests(&cx));
+    tests.extend(drill::tests(&cx));
+    tests.extend(first_run::tests(&cx));
+    tests.extend(identity::tests(&cx));
+    tests.extend(lb::tests(&cx));
+    tests.extend(path::tests(&cx));
     let conclusion = libtest_mimic::run(&arguments, tests);
     // The instances stop here, whatever the tests did.
     drop(cx);

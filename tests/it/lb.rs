@@ -1,0 +1,192 @@
+//! Services: load balancer, node ports, TCP, cluster IPs and DNS between pods, drain, metrics.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use scaleup_tests::cluster::free_port;
+use scaleup_tests::docker::demo_image;
+use scaleup_tests::eventually;
+use scaleup_tests::kubectl::Kubectl;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::path::{ConstantLoad, ask};
+use crate::{Cx, trials};
+
+/// All tests of this module.
+pub fn tests(cx: &Cx) -> Vec<Trial> {
+    trials![
+        cx,
+        "lb",
+        pods_reach_services_by_name,
+        tcp_and_node_ports,
+        port_conflict_is_told,
+        killed_backend_loses_no_get,
+        service_without_endpoints
+    ]
+}
+
+/// A deployment of the demo app behind a Service of the given type and port name.
+async fn serve(kubectl: &Kubectl, namespace: &str, kind: &str, port_name: &str) -> Result<u16> {
+    let (image, port) = (demo_image("v1")?, free_port()?);
+    kubectl.ok(&format!("create namespace {namespace}")).await?;
+    let manifest = format!(
+        r"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: app, namespace: {namespace}}}
+spec:
+  replicas: 3
+  selector: {{matchLabels: {{app: app}}}}
+  template:
+    metadata: {{labels: {{app: app}}}}
+    spec:
+      terminationGracePeriodSeconds: 2
+      containers:
+        - name: web
+          image: {image}
+          ports: [{{name: http, containerPort: 8080}}]
+          readinessProbe: {{tcpSocket: {{port: http}}, periodSeconds: 1}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: app, namespace: {namespace}}}
+spec:
+  type: {kind}
+  selector: {{app: app}}
+  ports: [{{name: {port_name}, port: {port}, targetPort: http}}]
+"
+    );
+    kubectl.apply(&manifest).await?;
+    kubectl.ok(&format!("-n {namespace} rollout status deployment/app --timeout=60s")).await?;
+    Ok(port)
+}
+
+async fn pods_reach_services_by_name(cx: Cx) -> Result<()> {
+    let kubectl = cx.docker().await?.kubectl();
+    let port = serve(&kubectl, "dns", "ClusterIP", "http").await?;
+    let image = demo_image("v1")?;
+    kubectl.ok(&format!("-n dns run client --image={image} --command -- sleep 3600")).await?;
+    kubectl.ok("-n dns wait --for=condition=Ready pod/client --timeout=60s").await?;
+    let run = |command: String| {
+        let kubectl = kubectl.clone();
+        async move { kubectl.ok_args(&["-n", "dns", "exec", "client", "--", "sh", "-c", &command], "").await }
+    };
+    let address = kubectl.ok("-n dns get service app -o jsonpath={.spec.clusterIP}").await?;
+    for name in ["app", "app.dns", "app.dns.svc", "app.dns.svc.cluster.local", &address] {
+        eventually(name, || async {
+            Ok(run(format!("wget -q -T 5 -O - http://{name}:{port}/")).await?.contains("hello from").then_some(()))
+        })
+        .await?;
+    }
+    let mut seen = BTreeSet::new();
+    for _ in 0..60 {
+        let body = run(format!("wget -q -T 5 -O - http://app:{port}/")).await?;
+        seen.insert(body.split_whitespace().nth(2).unwrap_or_default().to_owned());
+        if seen.len() == 3 {
+            break;
+        }
+    }
+    ensure!(seen.len() == 3, "ClusterIP reaches every replica: {seen:?}");
+    let looked_up = run("nslookup app.dns.svc.cluster.local".into()).await?;
+    ensure!(looked_up.contains(&address), "{looked_up}");
+    ensure!(run("nslookup no-such.dns.svc.cluster.local".into()).await.is_err(), "NXDOMAIN");
+    let api =
+        run("wget -q -T 5 --no-check-certificate -O - https://kubernetes.default/version 2>&1 || true".into()).await?;
+    ensure!(api.contains("gitVersion") || api.contains("not an http or ftp") || api.contains("wget"), "{api}");
+    kubectl.ok("delete namespace dns --timeout=60s").await?;
+    Ok(())
+}
+
+async fn tcp_and_node_ports(cx: Cx) -> Result<()> {
+    let cluster = cx.docker().await?;
+    let kubectl = cluster.kubectl();
+    let port = serve(&kubectl, "tcp", "LoadBalancer", "raw").await?;
+    let node_port: u16 = kubectl.ok("-n tcp get service app -o jsonpath={.spec.ports[0].nodePort}").await?.parse()?;
+    ensure!((cluster.node_ports.0..=cluster.node_ports.1).contains(&node_port), "{node_port}");
+    for port in [port, node_port] {
+        eventually("answers", || async { Ok(ask(port).await.ok()) }).await?;
+        // Half-closed by the client: the answer still arrives.
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+        stream.shutdown().await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        ensure!(text.contains("hello from"), "{text}");
+    }
+    kubectl.ok("-n tcp delete service app").await?;
+    eventually("closed", || async { Ok((ask(port).await.is_err() && ask(node_port).await.is_err()).then_some(())) })
+        .await?;
+    kubectl.ok("delete namespace tcp --timeout=60s").await?;
+    Ok(())
+}
+
+async fn port_conflict_is_told(cx: Cx) -> Result<()> {
+    let kubectl = cx.fake().await?.kubectl();
+    let taken = std::net::TcpListener::bind("0.0.0.0:0")?;
+    let port = taken.local_addr()?.port();
+    kubectl.ok("create namespace conflict").await?;
+    kubectl.ok(&format!("-n conflict create service loadbalancer s --tcp={port}:80")).await?;
+    eventually("an event", || async {
+        let events = kubectl
+            .ok("-n conflict get events --field-selector reason=PortConflict -o jsonpath={.items[*].message}")
+            .await?;
+        Ok(events.contains(&port.to_string()).then_some(()))
+    })
+    .await?;
+    let ingress = kubectl.ok("-n conflict get service s -o jsonpath={.status.loadBalancer.ingress}").await?;
+    ensure!(ingress.is_empty(), "{ingress}");
+    drop(taken);
+    eventually("it is served once the port is free", || async {
+        Ok((!kubectl.ok("-n conflict get service s -o jsonpath={.status.loadBalancer.ingress}").await?.is_empty())
+            .then_some(()))
+    })
+    .await
+}
+
+async fn killed_backend_loses_no_get(cx: Cx) -> Result<()> {
+    let kubectl = cx.docker().await?.kubectl();
+    let port = serve(&kubectl, "killed", "LoadBalancer", "http").await?;
+    eventually("answers", || async { Ok(ask(port).await.ok()) }).await?;
+    let load = ConstantLoad::start(port, 100)?;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let pods = kubectl.json("-n killed get pods").await?;
+    let id = pods["items"][0]["status"]["containerStatuses"][0]["containerID"]
+        .as_str()
+        .context("id")?
+        .trim_start_matches("docker://")
+        .to_owned();
+    scaleup_tests::docker::docker(&["kill", &id])?;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let (sent, failures) = load.finish().await?;
+    ensure!(failures.is_empty(), "{} of {sent}: {:?}", failures.len(), &failures[..failures.len().min(3)]);
+    kubectl.ok("delete namespace killed --timeout=60s").await?;
+    Ok(())
+}
+
+async fn service_without_endpoints(cx: Cx) -> Result<()> {
+    let cluster = cx.fake().await?;
+    let api = cluster.api()?;
+    let port = free_port()?;
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "empty"}, "spec": {"type": "LoadBalancer", "selector": {"no": "body"}, "ports": [{"name": "http", "port": port}]}});
+    api.post("/api/v1/namespaces/default/services", &service).await?.ok()?;
+    let client = reqwest::Client::new();
+    eventually("503", || async {
+        let answer = client.get(format!("http://127.0.0.1:{port}/")).send().await?;
+        Ok((answer.status() == 503).then_some(()))
+    })
+    .await?;
+    let metrics = api.get("/metrics").await?.text;
+    for family in [
+        "apiserver_request_total",
+        "lb_requests_total",
+        "workqueue_depth",
+        "scheduler_schedule_attempts_total",
+        "process_",
+    ] {
+        ensure!(metrics.contains(family), "{family} is not in /metrics");
+    }
+    api.delete("/api/v1/namespaces/default/services/empty", &serde_json::Value::Null).await?.ok()?;
+    Ok(())
+}
