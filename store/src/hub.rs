@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
@@ -61,11 +61,15 @@ fn event_bytes(event: &Event) -> usize {
     }
 }
 
-fn event_key(event: &Event) -> &str {
-    match event {
-        Event::Put(kv) => &kv.key,
-        Event::Delete { key, .. } => key,
-    }
+/// Ends a stream of watch items after its first error, as the seam promises.
+pub(crate) fn until_error(items: impl Stream<Item = Result<WatchItem, Error>> + Send + 'static) -> Watch {
+    stream::unfold(Some(Box::pin(items)), |state| async move {
+        let mut items = state?;
+        let item = items.next().await?;
+        let rest = item.is_ok().then_some(items);
+        Some((item, rest))
+    })
+    .boxed()
 }
 
 impl Hub {
@@ -100,6 +104,18 @@ impl Hub {
         self.published.send_replace(revision);
     }
 
+    /// Ends every watch and starts anew at `revision`: what lies between is gone.
+    pub(crate) fn reset(&self, revision: Revision) {
+        let mut watchers = self.watchers.lock();
+        watchers.clear();
+        self.published.send_replace(revision);
+    }
+
+    /// Whether anybody watches.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watchers.lock().iter().any(|watcher| !watcher.queue.is_closed())
+    }
+
     /// Ends every watch: the store is closing.
     pub(crate) fn close(&self) {
         self.watchers.lock().clear();
@@ -114,7 +130,7 @@ impl Watcher {
         }
         let matching: Vec<Event> = events
             .iter()
-            .filter(|event| event.revision() >= self.from && event_key(event).starts_with(&self.prefix))
+            .filter(|event| event.revision() >= self.from && event.key().starts_with(&self.prefix))
             .cloned()
             .collect();
         if matching.is_empty() {

@@ -10,6 +10,7 @@ use futures::stream::BoxStream;
 
 pub mod conformance;
 pub mod embedded;
+pub mod etcd;
 mod history;
 mod hub;
 pub mod memory;
@@ -75,6 +76,14 @@ pub enum Event {
 }
 
 impl Event {
+    /// The key that changed.
+    pub fn key(&self) -> &str {
+        match self {
+            Event::Put(kv) => &kv.key,
+            Event::Delete { key, .. } => key,
+        }
+    }
+
     /// The revision that made this change.
     pub fn revision(&self) -> Revision {
         match self {

@@ -123,11 +123,7 @@ impl State {
     fn undo(&self, at: Revision) -> BTreeMap<&str, Option<&KeyValue>> {
         let mut then = BTreeMap::new();
         for record in self.history.iter().rev().take_while(|record| record.event.revision() > at) {
-            let key = match &record.event {
-                Event::Put(kv) => kv.key.as_str(),
-                Event::Delete { key, .. } => key.as_str(),
-            };
-            then.insert(key, record.previous.as_ref());
+            then.insert(record.event.key(), record.previous.as_ref());
         }
         then
     }
@@ -215,13 +211,8 @@ impl Store for MemoryStore {
         let state = self.state.lock();
         watchable(from, state.compacted)?;
         let (subscription, _) = self.hub.subscribe(prefix, from);
-        let replay = state.history.iter().map(|record| &record.event).filter(|event| {
-            let key = match event {
-                Event::Put(kv) => &kv.key,
-                Event::Delete { key, .. } => key,
-            };
-            event.revision() >= from && key.starts_with(prefix)
-        });
+        let wanted = |event: &&Event| event.revision() >= from && event.key().starts_with(prefix);
+        let replay = state.history.iter().map(|record| &record.event).filter(wanted);
         Ok(subscription.after(replay.cloned().collect()))
     }
 

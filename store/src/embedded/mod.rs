@@ -18,12 +18,11 @@ use std::sync::mpsc::{Sender, channel};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream;
+use futures::{StreamExt, stream};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::history::watchable;
-use crate::hub::Hub;
+use crate::hub::{Hub, until_error};
 use crate::{Error, HistoryBounds, KeyValue, ListRequest, Page, Result, Revision, Store, Watch, WatchItem, check_size};
 use engine::Engine;
 use storage::{FileStorage, Lock, open_error, publish_file, sibling};
@@ -228,18 +227,6 @@ impl Replay {
         }
         None
     }
-}
-
-/// Ends a stream after its first error.
-fn until_error(items: impl futures::Stream<Item = Result<WatchItem>> + Send + 'static) -> Watch {
-    let items = Box::pin(items);
-    stream::unfold(Some(items), |state| async move {
-        let mut items = state?;
-        let item = items.next().await?;
-        let rest = item.is_ok().then_some(items);
-        Some((item, rest))
-    })
-    .boxed()
 }
 
 #[async_trait]
