@@ -156,8 +156,7 @@ pub(super) fn groups(registry: &Registry) -> Vec<&str> {
 
 /// Versions of a group, the preferred one first.
 pub(super) fn versions<'a>(registry: &'a Registry, group: &str) -> Vec<&'a str> {
-    let mut all: Vec<&str> =
-        registry.rows().iter().filter(|r| r.group == group).map(|r| r.version.as_ref()).collect();
+    let mut all: Vec<&str> = registry.rows().iter().filter(|r| r.group == group).map(|r| r.version.as_ref()).collect();
     all.sort_by_key(|version| version_rank(version));
     all.dedup();
     all
@@ -183,12 +182,8 @@ fn version_rank(version: &str) -> (u8, std::cmp::Reverse<(u32, u32)>, String) {
 
 /// Rows of a group version, by plural.
 pub(super) fn rows_of<'a>(registry: &'a Registry, group: &str, version: &str) -> Vec<&'a Resource> {
-    let mut rows: Vec<&Resource> = registry
-        .rows()
-        .iter()
-        .map(AsRef::as_ref)
-        .filter(|row| row.group == group && row.version == version)
-        .collect();
+    let mut rows: Vec<&Resource> =
+        registry.rows().iter().map(AsRef::as_ref).filter(|row| row.group == group && row.version == version).collect();
     rows.sort_by(|a, b| a.plural.cmp(&b.plural));
     rows
 }
@@ -256,10 +251,10 @@ pub(super) fn response_kind<'a>(row: &'a Resource, subresource: &Subresource) ->
     subresource.gvk.unwrap_or((&row.group, &row.version, &row.kind))
 }
 
-/// Upstream's `discovery.StorageVersionHash`: 8 bytes of a SHA-256 over the kind that is stored.
+/// Upstream's `discovery.StorageVersionHash`: 8 bytes of a SHA-256 over `group/version/kind` as stored.
 fn storage_version_hash(row: &Resource) -> String {
     let (group, _) = row.stored_as();
-    let digest = Sha256::digest(format!("{group}/{}, Kind={}", row.version, row.kind));
+    let digest = Sha256::digest(format!("{group}/{}/{}", row.version, row.kind));
     BASE64_STANDARD.encode(digest.iter().take(8).copied().collect::<Vec<u8>>())
 }
 
@@ -296,9 +291,7 @@ fn aggregated_resource(row: &Resource) -> Value {
     insert_names(&mut out, "shortNames", &row.short_names);
     insert_names(&mut out, "categories", &row.categories);
     if !row.subresources.is_empty() {
-        let subresource = |s: &&Subresource| {
-            json!({"subresource": s.name, "responseKind": kind(response_kind(row, s)), "verbs": verbs(s.verbs)})
-        };
+        let subresource = |s: &&Subresource| json!({"subresource": s.name, "responseKind": kind(response_kind(row, s)), "verbs": verbs(s.verbs)});
         out.insert("subresources".into(), sorted_subresources(row).iter().map(subresource).collect());
     }
     Value::Object(out)
@@ -347,7 +340,8 @@ mod tests {
         let core = resources(&registry(), "", "v1").unwrap();
         assert_eq!(core["groupVersion"], "v1");
         assert!(core.get("apiVersion").is_none());
-        let names: Vec<&str> = core["resources"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();
+        let names: Vec<&str> =
+            core["resources"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();
         assert_eq!(names, ["configmaps", "nodes", "pods", "pods/status"]);
         let pods = &core["resources"][2];
         assert_eq!(pods["storageVersionHash"], "xPOwRZ+Yhw8=");
@@ -355,8 +349,11 @@ mod tests {
         let verbs = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
         assert_eq!(pods["verbs"], json!(verbs));
         let apps = resources(&registry(), "apps", "v1").unwrap();
-        assert_eq!(apps["resources"][1], json!({"name": "deployments/scale", "singularName": "", "namespaced": true,
-            "group": "autoscaling", "version": "v1", "kind": "Scale", "verbs": ["get", "patch", "update"]}));
+        assert_eq!(
+            apps["resources"][1],
+            json!({"name": "deployments/scale", "singularName": "", "namespaced": true,
+            "group": "autoscaling", "version": "v1", "kind": "Scale", "verbs": ["get", "patch", "update"]})
+        );
         assert!(resources(&registry(), "apps", "v2").is_none());
     }
 
@@ -370,7 +367,10 @@ mod tests {
         assert_eq!(deployments["subresources"][0]["responseKind"]["kind"], "Scale");
         assert_eq!(deployments["scope"], "Namespaced");
         let core = root(&registry(), true, DiscoveryFormat::AggregatedV2);
-        assert_eq!(core["items"][0]["versions"][0]["resources"][1]["responseKind"], json!({"group": "", "version": "v1", "kind": "Node"}));
+        assert_eq!(
+            core["items"][0]["versions"][0]["resources"][1]["responseKind"],
+            json!({"group": "", "version": "v1", "kind": "Node"})
+        );
         assert!(core["items"][0]["metadata"].get("name").is_none());
         assert_eq!(root(&registry(), true, DiscoveryFormat::Classic)["versions"], json!(["v1"]));
     }

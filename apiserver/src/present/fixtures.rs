@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::registry::{ALL_VERBS, Registry, Resource, Rules, Scope, Storage, Subresource, SubresourceKind, Typed, Verb};
+use crate::registry::{
+    ALL_VERBS, Registry, Resource, Rules, Scope, Storage, Subresource, SubresourceKind, Typed, Verb,
+};
 
 struct AnyObject;
 

@@ -76,7 +76,8 @@ mod tests {
         let mut row = resource("", "v1", "ConfigMap", "configmaps");
         row.columns = columns::CONFIGMAPS;
         let item = json!({"metadata": {"name": "a"}, "data": {"k": "v"}});
-        let table = |include, headers| render(&row, [&item].into_iter(), json!({"resourceVersion": "5"}), include, headers);
+        let table =
+            |include, headers| render(&row, [&item].into_iter(), json!({"resourceVersion": "5"}), include, headers);
         let full = table(IncludeObject::Object, true);
         assert_eq!(full["kind"], "Table");
         assert_eq!(full["metadata"]["resourceVersion"], "5");

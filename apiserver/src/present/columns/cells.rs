@@ -161,8 +161,7 @@ pub fn cluster_ip(object: &Value) -> Value {
 
 /// `spec.externalIPs` and the load balancer's addresses, by type.
 pub fn external_ip(object: &Value) -> Value {
-    let external: Vec<&str> =
-        array(object, &["spec", "externalIPs"]).iter().filter_map(Value::as_str).collect();
+    let external: Vec<&str> = array(object, &["spec", "externalIPs"]).iter().filter_map(Value::as_str).collect();
     match text(object, &["spec", "type"]) {
         "ClusterIP" | "NodePort" => or(&external.join(","), "<none>").into(),
         "LoadBalancer" => {
@@ -474,9 +473,7 @@ mod tests {
 
     #[test]
     fn services() {
-        let lb = |status: Value, external: Value| {
-            json!({"spec": {"type": "LoadBalancer", "externalIPs": external}, "status": {"loadBalancer": status}})
-        };
+        let lb = |status: Value, external: Value| json!({"spec": {"type": "LoadBalancer", "externalIPs": external}, "status": {"loadBalancer": status}});
         check(external_ip, lb(json!({}), json!([])), "<pending>");
         check(external_ip, lb(json!({"ingress": [{"ip": "1.2.3.4"}, {"hostname": "h"}]}), json!([])), "1.2.3.4,h");
         check(external_ip, lb(json!({"ingress": [{"ip": "1.2.3.4"}]}), json!(["9.9.9.9"])), "1.2.3.4,9.9.9.9");
@@ -500,7 +497,11 @@ mod tests {
         check(endpoints, subset(2, json!([{"port": 80}])), "10.0.0.1:80,10.0.0.2:80");
         check(endpoints, subset(5, json!([{"port": 80}])), "10.0.0.1:80,10.0.0.2:80,10.0.0.3:80 + 2 more...");
         check(endpoints, subset(1, json!([])), "10.0.0.1");
-        check(endpoints, json!({"subsets": [{"addresses": [{"ip": "fd00::1"}], "ports": [{"port": 1}]}]}), "[fd00::1]:1");
+        check(
+            endpoints,
+            json!({"subsets": [{"addresses": [{"ip": "fd00::1"}], "ports": [{"port": 1}]}]}),
+            "[fd00::1]:1",
+        );
         check(slice_ports, json!({"ports": [{"port": 80}, {"name": "x"}, {}]}), "80,x,*");
         check(slice_ports, json!({}), "<unset>");
         let slice = json!({"endpoints": [{"addresses": ["a", "b"]}, {"addresses": ["c", "d"]}]});
@@ -509,9 +510,7 @@ mod tests {
 
     #[test]
     fn nodes() {
-        let node = |status: &str, cordoned: bool| {
-            json!({"spec": {"unschedulable": cordoned}, "status": {"conditions": [{"type": "Ready", "status": status}]}})
-        };
+        let node = |status: &str, cordoned: bool| json!({"spec": {"unschedulable": cordoned}, "status": {"conditions": [{"type": "Ready", "status": status}]}});
         check(node_status, node("True", false), "Ready");
         check(node_status, node("Unknown", true), "NotReady,SchedulingDisabled");
         check(node_status, json!({}), "Unknown");
@@ -519,7 +518,11 @@ mod tests {
             "node-role.kubernetes.io/control-plane": ""});
         check(node_roles, json!({"metadata": {"labels": labels}}), "control-plane,gpu,worker");
         check(node_roles, json!({}), "<none>");
-        check(internal_ip, json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.1.1.1"}]}}), "10.1.1.1");
+        check(
+            internal_ip,
+            json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.1.1.1"}]}}),
+            "10.1.1.1",
+        );
         check(os_image, json!({}), "<unknown>");
     }
 

@@ -23,14 +23,8 @@ const fn wide(name: &'static str, kind: &'static str, help: &'static str, cell: 
     Column { name, kind, format: "", description: help, priority: 1, cell }
 }
 
-const NAME: Column = Column {
-    name: "Name",
-    kind: "string",
-    format: "name",
-    description: NAME_HELP,
-    priority: 0,
-    cell: cells::name,
-};
+const NAME: Column =
+    Column { name: "Name", kind: "string", format: "name", description: NAME_HELP, priority: 0, cell: cells::name };
 const AGE: Column = column("Age", "string", AGE_HELP, cells::age);
 const CREATED_AT: Column = column("Created At", "date", AGE_HELP, cells::created_at);
 
@@ -87,7 +81,12 @@ pub const REPLICASETS: &[Column] = &[
     AGE,
     wide("Containers", "string", CONTAINERS_HELP, cells::container_names),
     wide("Images", "string", IMAGES_HELP, cells::container_images),
-    wide("Selector", "string", "Label query over pods that should match the replica count.", cells::label_selector_or_none),
+    wide(
+        "Selector",
+        "string",
+        "Label query over pods that should match the replica count.",
+        cells::label_selector_or_none,
+    ),
 ];
 
 /// `services`
@@ -148,8 +147,7 @@ pub const EVENTS: &[Column] = &[
 ];
 
 /// `namespaces`
-pub const NAMESPACES: &[Column] =
-    &[NAME, column("Status", "string", "The status of the namespace", cells::phase), AGE];
+pub const NAMESPACES: &[Column] = &[NAME, column("Status", "string", "The status of the namespace", cells::phase), AGE];
 
 /// `nodes`
 pub const NODES: &[Column] = &[

@@ -210,7 +210,12 @@ mod tests {
         ready["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
         check(ready, "1/2", "Running", "1");
         check(pod("Failed", json!([{"state": {"terminated": {"exitCode": 3}}}])), "0/2", "ExitCode:3", "0");
-        check(pod("Failed", json!([{"state": {"terminated": {"exitCode": 137, "signal": 9}}}])), "0/2", "Signal:9", "0");
+        check(
+            pod("Failed", json!([{"state": {"terminated": {"exitCode": 137, "signal": 9}}}])),
+            "0/2",
+            "Signal:9",
+            "0",
+        );
         let mut evicted = pod("Failed", json!([]));
         evicted["status"]["reason"] = json!("Evicted");
         check(evicted, "0/2", "Evicted", "0");
@@ -229,7 +234,8 @@ mod tests {
         check(init(json!([{"name": "i", "state": {"running": {}}}]), two.clone()), "0/1", "Init:0/2", "0");
         check(init(json!([done, running]), two.clone()), "0/1", "Init:1/2", "0");
         check(init(json!([done, done]), two.clone()), "0/1", "PodInitializing", "0");
-        let failed = json!({"name": "i", "restartCount": 2, "state": {"terminated": {"exitCode": 1, "reason": "Error"}}});
+        let failed =
+            json!({"name": "i", "restartCount": 2, "state": {"terminated": {"exitCode": 1, "reason": "Error"}}});
         check(init(json!([failed]), two.clone()), "0/1", "Init:Error", "2");
         let code = json!({"name": "i", "state": {"terminated": {"exitCode": 1}}});
         check(init(json!([code]), two.clone()), "0/1", "Init:ExitCode:1", "0");
@@ -270,7 +276,8 @@ mod tests {
 
     #[test]
     fn nonsense_does_not_panic() {
-        let odd = json!({"spec": [], "status": {"containerStatuses": [3, null, "x"], "initContainerStatuses": {"a": 1}}});
+        let odd =
+            json!({"spec": [], "status": {"containerStatuses": [3, null, "x"], "initContainerStatuses": {"a": 1}}});
         check(odd, "0/0", "", "0");
     }
 }
