@@ -47,6 +47,10 @@ pub trait Rules: Send + Sync + 'static {
     fn validate(&self, object: &Self::Object, cx: &RuleContext<'_>, errors: &mut Vec<FieldError>) {
         let _ = (object, cx, errors);
     }
+    /// Validates what only a new object must hold to. [`Rules::validate`] has run on it already.
+    fn validate_create(&self, object: &Self::Object, cx: &RuleContext<'_>, errors: &mut Vec<FieldError>) {
+        let _ = (object, cx, errors);
+    }
     /// Validates a change, immutable fields above all. [`Rules::validate`] has run on the new object already.
     fn validate_update(
         &self,
@@ -150,6 +154,7 @@ impl<R: Rules> AnyRules for Typed<R> {
         self.0.default(&mut object);
         let mut errors = Vec::new();
         self.0.validate(&object, cx, &mut errors);
+        self.0.validate_create(&object, cx, &mut errors);
         if errors.is_empty() { serde_json::to_value(&object).map_err(|e| type_error(&e)) } else { Err(errors) }
     }
 
