@@ -10,7 +10,9 @@ mod drill;
 mod first_run;
 mod identity;
 mod lb;
+mod node;
 mod path;
+mod roles;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -79,7 +81,9 @@ fn main() -> Result<()> {
     tests.extend(first_run::tests(&cx));
     tests.extend(identity::tests(&cx));
     tests.extend(lb::tests(&cx));
+    tests.extend(node::tests(&cx));
     tests.extend(path::tests(&cx));
+    tests.extend(roles::tests(&cx));
     let conclusion = libtest_mimic::run(&arguments, tests);
     // The instances stop here, whatever the tests did.
     drop(cx);

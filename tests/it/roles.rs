@@ -1,0 +1,144 @@
+//! Every role alone, over HTTPS, with identities that `scaleup kubeconfig` makes; and the same platform on etcd.
+
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use scaleup_tests::cluster::{binary, free_port};
+use scaleup_tests::docker::demo_image;
+use scaleup_tests::eventually;
+use scaleup_tests::http::Api;
+use scaleup_tests::kubectl::Kubectl;
+
+use crate::identity::issued;
+use crate::{Cx, trials};
+
+/// All tests of this module.
+pub fn tests(cx: &Cx) -> Vec<Trial> {
+    trials![cx, "roles", roles_apart_on_etcd]
+}
+
+/// Processes that end with the test.
+#[derive(Default)]
+struct Processes(Vec<Child>);
+
+impl Processes {
+    fn start(&mut self, dir: &std::path::Path, name: &str, command: &mut Command) -> Result<()> {
+        let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
+        self.0.push(
+            command
+                .stdin(Stdio::null())
+                .stdout(log.try_clone()?)
+                .stderr(log)
+                .spawn()
+                .with_context(|| name.to_owned())?,
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        for child in self.0.iter_mut().rev() {
+            let _ = Command::new("kill").arg(child.id().to_string()).status();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1_500));
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn start_etcd(processes: &mut Processes, dir: &std::path::Path) -> Result<u16> {
+    let (client, peer) = (free_port()?, free_port()?);
+    let (client_url, peer_url) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+    let mut command = Command::new("etcd");
+    command.arg("--data-dir").arg(dir.join("etcd"));
+    command.args([
+        "--listen-client-urls",
+        &client_url,
+        "--advertise-client-urls",
+        &client_url,
+        "--listen-peer-urls",
+        &peer_url,
+    ]);
+    command.args(["--initial-advertise-peer-urls", &peer_url, "--initial-cluster", &format!("default={peer_url}")]);
+    processes.start(dir, "etcd", &mut command)?;
+    Ok(client)
+}
+
+async fn roles_apart_on_etcd(_: Cx) -> Result<()> {
+    let home = tempfile::Builder::new().prefix("scaleup-it-").tempdir()?;
+    let dir = home.path();
+    let node = format!("it-{}-apart", std::process::id());
+    let outcome = apart(dir, &node).await;
+    scaleup_tests::docker::remove_node(&node);
+    if outcome.is_err() {
+        for name in ["apiserver", "controllers", "scheduler", "agent", "lb"] {
+            let log = std::fs::read_to_string(dir.join(format!("{name}.log"))).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(15).collect();
+            println!("--- {name}\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+    }
+    outcome
+}
+
+async fn apart(dir: &std::path::Path, node: &str) -> Result<()> {
+    let mut processes = Processes::default();
+    let etcd = start_etcd(&mut processes, dir)?;
+    let port = free_port()?;
+    let data = dir.join("api");
+    let mut apiserver = Command::new(binary());
+    apiserver.arg("apiserver").arg("--data-dir").arg(&data).args([
+        "--listen",
+        &format!("0.0.0.0:{port}"),
+        "--store",
+        &format!("etcd://127.0.0.1:{etcd}"),
+    ]);
+    apiserver.args(["--service-cidr", "10.94.0.0/16", "--node-port-range", "29000-29099"]);
+    processes.start(dir, "apiserver", &mut apiserver)?;
+    let api = eventually("the API is ready", || async {
+        let api = Api::from_kubeconfig(&data.join("kubeconfig"))?;
+        Ok(api.get("/readyz").await?.status.is_success().then_some(api))
+    })
+    .await?;
+    let config = |name: &str, subject: &[&str]| -> Result<std::path::PathBuf> {
+        let path = dir.join(format!("{name}.kubeconfig"));
+        std::fs::write(&path, issued(&data, &api.base, subject)?)?;
+        Ok(path)
+    };
+    for role in ["controllers", "scheduler"] {
+        let kubeconfig = config(role, &[role])?;
+        processes.start(dir, role, Command::new(binary()).arg(role).arg("--kubeconfig").arg(kubeconfig))?;
+    }
+    let mut agent = Command::new(binary());
+    agent.arg("agent").arg("--kubeconfig").arg(config("agent", &["node", node, "--address", "127.0.0.1"])?);
+    agent.arg("--data-dir").arg(dir.join("agent")).args([
+        "--node-name",
+        node,
+        "--node-ip",
+        "127.0.0.1",
+        "--pod-cidr-pool",
+        "10.230.0.0/16",
+    ]);
+    processes.start(dir, "agent", &mut agent)?;
+    let mut lb = Command::new(binary());
+    lb.arg("lb").arg("--kubeconfig").arg(config("lb", &["lb"])?).args([
+        "--node-name",
+        node,
+        "--service-cidr",
+        "10.94.0.0/16",
+    ]);
+    processes.start(dir, "lb", &mut lb)?;
+
+    let kubectl = Kubectl::new(Kubectl::NEW, &data.join("kubeconfig"));
+    demo_image("v1")?;
+    eventually("the service account", || async { Ok(kubectl.ok("get serviceaccount default").await.ok()) }).await?;
+    let answers = crate::path::deploy(&kubectl, "web").await?;
+    ensure!(crate::path::ask(answers).await?.contains("version v1"), "through the load balancer");
+    ensure!(kubectl.ok("-n web logs deployment/web").await?.contains("serving"), "logs across processes");
+    ensure!(kubectl.ok("-n web exec deployment/web -- hostname").await?.contains("web-"), "exec across processes");
+    kubectl.ok("delete namespace web --timeout=60s").await?;
+    Ok(())
+}
