@@ -189,6 +189,8 @@ pub trait Reader: Send + Sync + 'static {
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Cached>>;
     /// Revision of the last change to any object of the kind: unchanged means that derived state is still right.
     fn changed(&self, group: &str, plural: &str) -> Revision;
+    /// Changes of a kind after revision `since`, oldest first; `None` if they are not all remembered: list again.
+    fn changes(&self, group: &str, plural: &str, since: Revision) -> Option<Vec<Arc<CacheEvent>>>;
 }
 
 /// Why the cache cannot answer.
@@ -335,5 +337,10 @@ impl Reader for Caches {
     }
     fn changed(&self, group: &str, plural: &str) -> Revision {
         self.resource(group, plural).map(|r| r.changed()).unwrap_or_default()
+    }
+    fn changes(&self, group: &str, plural: &str, since: Revision) -> Option<Vec<Arc<CacheEvent>>> {
+        let mut events = Vec::new();
+        self.resource(group, plural)?.subscribe(Topic::All, since).ok()?.read(MAX_RING_EVENTS, &mut events).ok()?;
+        Some(events)
     }
 }
