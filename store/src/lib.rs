@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub mod conformance;
+pub mod drill;
 pub mod embedded;
 pub mod etcd;
 mod history;

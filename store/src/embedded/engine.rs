@@ -31,7 +31,8 @@ const REWRITE_FACTOR: u64 = 4;
 pub(super) struct Engine {
     /// For messages.
     pub(super) path: String,
-    storage: Shared,
+    /// `None` once closed: the lock goes with the last handle on it.
+    storage: Mutex<Option<Shared>>,
     cache_bytes: usize,
     /// `None` while it is being replaced, and after [`Engine::close`].
     database: RwLock<Option<Arc<Database>>>,
@@ -50,7 +51,7 @@ impl Engine {
     pub(super) fn open(path: String, storage: Arc<dyn StorageBackend>, cache_bytes: usize) -> Result<(Self, Counters)> {
         let engine = Self {
             path,
-            storage: Shared(storage),
+            storage: Mutex::new(Some(Shared(storage))),
             cache_bytes,
             database: RwLock::new(None),
             damaged: Mutex::new(None),
@@ -80,23 +81,21 @@ impl Engine {
 
     /// Opens redb on the storage, rewrites the file if it is mostly air, and reads the counters.
     fn load(&self, verify: bool) -> Inner<Counters> {
-        if self.storage.len().map_err(redb::StorageError::from)? == 0 {
+        let Some(storage) = self.storage.lock().clone() else {
+            return Err(Fault::Refused(Error::Unavailable("the store is closed".to_owned())));
+        };
+        if storage.len().map_err(redb::StorageError::from)? == 0 {
             return Err(Fault::damaged("the file is empty".to_owned()));
         }
         let mut database = Builder::new()
             .set_cache_size(self.cache_bytes)
             .set_check_integrity_on_open(verify)
-            .create_with_backend(self.storage.clone())?;
+            .create_with_backend(storage.clone())?;
         let counters = self.inspect(&database.begin_read()?)?;
-        let size = self.storage.len().map_err(redb::StorageError::from)?;
+        let size = storage.len().map_err(redb::StorageError::from)?;
         if size >= REWRITE_MIN_BYTES && size / REWRITE_FACTOR > counters.live {
             database.compact()?;
-            tracing::info!(
-                path = self.path,
-                before_bytes = size,
-                after_bytes = self.storage.len().ok(),
-                "store compacted"
-            );
+            tracing::info!(path = self.path, before_bytes = size, after_bytes = storage.len().ok(), "store compacted");
         }
         *self.database.write() = Some(Arc::new(database));
         Ok(counters)
@@ -134,6 +133,9 @@ impl Engine {
     pub(super) fn read<T>(&self, work: impl Fn(&ReadTransaction) -> Inner<T>) -> Result<T> {
         for _ in 0..REOPEN_POLLS {
             self.check_damage()?;
+            if self.storage.lock().is_none() {
+                return Err(Error::Unavailable("the store is closed".to_owned()));
+            }
             if let Some(database) = self.database() {
                 match guarded(|| work(&database.begin_read()?)) {
                     Ok(value) => return Ok(value),
@@ -179,11 +181,12 @@ impl Engine {
 
     /// Bytes of the file.
     pub(super) fn file_bytes(&self) -> u64 {
-        self.storage.len().unwrap_or(0)
+        self.storage.lock().as_ref().and_then(|storage| storage.len().ok()).unwrap_or(0)
     }
 
     /// Lets go of the file, waiting a moment for readers that are under way.
     pub(super) fn close(&self) {
+        *self.storage.lock() = None;
         let Some(database) = self.database.write().take() else { return };
         for _ in 0..CLOSE_POLLS {
             if Arc::strong_count(&database) == 1 {
