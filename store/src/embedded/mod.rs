@@ -10,6 +10,8 @@ mod fault;
 mod layout;
 mod read;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::path::Path;
