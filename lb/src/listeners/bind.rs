@@ -1,0 +1,83 @@
+//! Binds one socket per proxy thread to the same port.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Connections the kernel completes while threads are busy.
+const BACKLOG: i32 = 4096;
+
+/// Why a port cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BindError {
+    /// Another process has it.
+    #[error("the port is in use by another program")]
+    InUse,
+    /// Ports below `net.ipv4.ip_unprivileged_port_start` need privileges.
+    #[error("binding the port is not permitted")]
+    Denied,
+    /// The bind address does not exist on this machine (yet).
+    #[error("the bind address does not exist on this machine")]
+    NoAddress,
+    /// Anything else.
+    #[error("binding failed")]
+    Other(#[source] std::io::Error),
+}
+
+impl From<std::io::Error> for BindError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::AddrInUse => Self::InUse,
+            ErrorKind::PermissionDenied => Self::Denied,
+            ErrorKind::AddrNotAvailable => Self::NoAddress,
+            _ => Self::Other(error),
+        }
+    }
+}
+
+/// `count` sockets listening on `addr` with `SO_REUSEPORT`.
+///
+/// A first socket without that option finds out whether somebody else has the port: with it, a second instance on the
+/// machine would silently share the traffic.
+pub(crate) fn bind(addr: SocketAddr, count: usize) -> Result<Vec<TcpListener>, BindError> {
+    drop(socket(addr, false)?);
+    let listen = || -> Result<TcpListener, BindError> {
+        let socket = socket(addr, true)?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    (0..count).map(|_| listen()).collect()
+}
+
+fn socket(addr: SocketAddr, reuse_port: bool) -> Result<Socket, BindError> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    // Connections of a predecessor in TIME_WAIT do not count as a conflict.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_a_conflict_even_when_it_would_share() {
+        let free: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        let first = TcpListener::bind(free).expect("a listener");
+        let taken = first.local_addr().expect("an address");
+        assert!(matches!(bind(taken, 2), Err(BindError::InUse)));
+        drop(first);
+        let ours = bind(taken, 3).expect("three sockets on one port");
+        assert_eq!(ours.len(), 3);
+        assert!(matches!(bind(taken, 1), Err(BindError::InUse)));
+    }
+
+    #[test]
+    fn a_foreign_address_is_told_apart() {
+        assert!(matches!(bind("192.0.2.1:80".parse().expect("an address"), 1), Err(BindError::NoAddress)));
+    }
+}

@@ -1,0 +1,206 @@
+//! Keeps the open listeners equal to [`super::desired`].
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::bind::{BindError, bind};
+use super::{Claim, Claims, Problem, Report, Role, desired};
+use crate::backend::BackendCell;
+use crate::hub::{Hub, PortKey};
+use crate::proxy::Proxy;
+use crate::snapshot::Snapshot;
+
+/// First and longest pause before a port that could not be bound is tried again.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Host ports by state.
+pub(crate) struct Manager {
+    hub: Arc<Hub>,
+    proxy: Proxy,
+    bind_address: IpAddr,
+    report: Arc<watch::Sender<Report>>,
+    ports: BTreeMap<u16, Port>,
+    next_id: u64,
+}
+
+/// What became of a host port we want.
+enum Port {
+    /// Served by our listener `id`.
+    Open { id: u64, target: PortKey, cell: Arc<BackendCell> },
+    /// Could not be bound; tried again at `retry_at`.
+    Failed { error: BindError, retry_at: Instant, pause: Duration },
+}
+
+impl Manager {
+    pub fn new(hub: Arc<Hub>, proxy: Proxy, bind_address: IpAddr, report: Arc<watch::Sender<Report>>) -> Self {
+        Self { hub, proxy, bind_address, report, ports: BTreeMap::new(), next_id: 0 }
+    }
+
+    /// Follows the snapshots until `shutdown`, then drains for at most `grace`.
+    pub async fn run(mut self, shutdown: CancellationToken, grace: Duration) {
+        let mut snapshots = self.hub.subscribe();
+        loop {
+            let snapshot: Arc<Snapshot> = snapshots.borrow_and_update().clone();
+            let claims = desired(&snapshot);
+            self.proxy.endpoints_changed();
+            self.apply(&claims).await;
+            let report = self.summarize(&snapshot, &claims);
+            self.report.send_if_modified(|old| {
+                let changed = *old != report;
+                *old = report;
+                changed
+            });
+            let retry_at = self.next_retry();
+            tokio::select! {
+                changed = snapshots.changed() => if changed.is_err() { break },
+                () = sleep_until(retry_at) => {}
+                () = shutdown.cancelled() => break,
+            }
+        }
+        self.proxy.stop(grace).await;
+    }
+
+    fn next_retry(&self) -> Option<Instant> {
+        let retries = self.ports.values().filter_map(|port| match port {
+            Port::Failed { retry_at, .. } => Some(*retry_at),
+            Port::Open { .. } => None,
+        });
+        retries.min()
+    }
+
+    /// Closes what is not wanted any more, then opens what is missing.
+    async fn apply(&mut self, claims: &Claims) {
+        let wanted = |port: &u16, target: &PortKey| {
+            claims.get(port).and_then(|claims| claims.first()).is_some_and(|winner| winner.target == *target)
+        };
+        let close: Vec<(u16, u64)> = self
+            .ports
+            .iter()
+            .filter_map(|(port, state)| match state {
+                Port::Open { id, target, cell } if !wanted(port, target) || !self.is_current(target, cell) => {
+                    Some((*port, *id))
+                }
+                _ => None,
+            })
+            .collect();
+        for (port, id) in close {
+            tracing::info!(port, "closing listener");
+            self.proxy.close(id).await;
+            self.ports.remove(&port);
+        }
+        self.ports.retain(|port, state| matches!(state, Port::Open { .. }) || claims.contains_key(port));
+        for (port, claims) in claims {
+            if let Some(winner) = claims.first() {
+                self.open(*port, winner).await;
+            }
+        }
+    }
+
+    /// Whether a listener's cell is still the one that snapshots update: a Service that was deleted and created again
+    /// between two rounds has a new one.
+    fn is_current(&self, target: &PortKey, cell: &Arc<BackendCell>) -> bool {
+        self.hub.cell(target).is_some_and(|current| Arc::ptr_eq(&current, cell))
+    }
+
+    async fn open(&mut self, port: u16, winner: &Claim) {
+        let pause = match self.ports.get(&port) {
+            Some(Port::Open { .. }) => return,
+            Some(Port::Failed { retry_at, .. }) if *retry_at > Instant::now() => return,
+            Some(Port::Failed { pause, .. }) => (*pause * 2).min(RETRY_MAX),
+            _ => RETRY_MIN,
+        };
+        // The snapshot may have moved on since the claims were made; the next round sees that.
+        let Some(cell) = self.hub.cell(&winner.target) else { return };
+        let state = match bind(SocketAddr::new(self.bind_address, port), self.proxy.threads()) {
+            Ok(sockets) => {
+                self.next_id += 1;
+                tracing::info!(port, service = %winner.target.service, "listening");
+                self.proxy.open(self.next_id, sockets, &cell).await;
+                Port::Open { id: self.next_id, target: winner.target.clone(), cell }
+            }
+            Err(error) => {
+                tracing::debug!(port, %error, "port cannot be listened on, will retry");
+                Port::Failed { error, retry_at: Instant::now() + pause, pause }
+            }
+        };
+        self.ports.insert(port, state);
+    }
+
+    fn summarize(&self, snapshot: &Snapshot, claims: &Claims) -> Report {
+        let mut report = Report { settled: true, ..Report::default() };
+        for (port, claims) in claims {
+            for (rank, claim) in claims.iter().enumerate() {
+                let entry = report.services.entry(claim.target.service.clone()).or_default();
+                let problem = match (rank, self.ports.get(port)) {
+                    (0, Some(Port::Open { .. })) => None,
+                    (0, Some(Port::Failed { error, .. })) => Some(bind_problem(*port, self.bind_address, error)),
+                    (0, None) => None,
+                    _ => Some(claim_problem(*port, &claims[0])),
+                };
+                if claim.role == Role::LoadBalancer {
+                    let bound = rank == 0 && matches!(self.ports.get(port), Some(Port::Open { .. }));
+                    *(if bound { &mut entry.bound } else { &mut entry.unbound }) += 1;
+                }
+                entry.problems.extend(problem);
+            }
+        }
+        report.services.retain(|key, _| snapshot.services.contains_key(key));
+        report
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn bind_problem(port: u16, address: IpAddr, error: &BindError) -> Problem {
+    match error {
+        BindError::InUse => Problem {
+            reason: "PortConflict",
+            message: format!(
+                "Port {port} on {address} is in use by another program. Stop that program (`ss -ltnp 'sport = :{port}'` \
+                 shows it) or give the Service another port; it is tried again automatically."
+            ),
+        },
+        BindError::Denied => Problem {
+            reason: "PortDenied",
+            message: format!(
+                "Port {port} needs privileges this process does not have. Run it as root or with CAP_NET_BIND_SERVICE, \
+                 or lower net.ipv4.ip_unprivileged_port_start, or give the Service a port from 1024 up."
+            ),
+        },
+        BindError::NoAddress => Problem {
+            reason: "BindAddressMissing",
+            message: format!(
+                "The load balancer's bind address {address} does not exist on this machine. Add it to an interface or \
+                 change the bind address in the configuration; it is tried again automatically."
+            ),
+        },
+        BindError::Other(source) => Problem {
+            reason: "ListenFailed",
+            message: format!(
+                "Listening on port {port} of {address} failed: {source}. It is tried again automatically."
+            ),
+        },
+    }
+}
+
+fn claim_problem(port: u16, winner: &Claim) -> Problem {
+    Problem {
+        reason: "PortConflict",
+        message: format!(
+            "Port {port} is already served for Service {}, which is older. Give one of the two another port.",
+            winner.target.service
+        ),
+    }
+}

@@ -1,0 +1,128 @@
+//! Listeners on the host, opened and closed as Services come and go.
+//!
+//! [`desired`] says, purely, which port serves which Service port and who else claims it; [`manager`] makes it so with
+//! the proxy threads; [`status`] tells users: `Service.status.loadBalancer` and Events. Nothing here touches traffic.
+
+pub(crate) mod bind;
+pub(crate) mod manager;
+pub(crate) mod status;
+
+use std::collections::BTreeMap;
+
+use crate::hub::{PortKey, proxied_ports};
+use crate::snapshot::{ServiceKey, ServiceType, Snapshot};
+
+/// Why a Service wants a port of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Role {
+    /// A port of a Service of type LoadBalancer.
+    LoadBalancer,
+    /// A node port.
+    NodePort,
+}
+
+/// A Service port that wants to be served on a port of the host.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Claim {
+    /// Creation time of the Service: the oldest claim wins.
+    pub created: i64,
+    pub target: PortKey,
+    pub role: Role,
+}
+
+/// A host port: its winner first, then those who lost it, oldest first.
+pub(crate) type Claims = BTreeMap<u16, Vec<Claim>>;
+
+/// What must be listened on for `snapshot`. Pure.
+pub(crate) fn desired(snapshot: &Snapshot) -> Claims {
+    let mut claims = Claims::new();
+    for plan in snapshot.services.values() {
+        for port in proxied_ports(plan) {
+            let target = PortKey { service: plan.key.clone(), port: port.port };
+            let mut claim = |host_port: u16, role| {
+                claims.entry(host_port).or_default().push(Claim {
+                    created: plan.created,
+                    target: target.clone(),
+                    role,
+                });
+            };
+            if plan.kind == ServiceType::LoadBalancer {
+                claim(port.port, Role::LoadBalancer);
+            }
+            if let Some(node_port) = port.node_port {
+                claim(node_port, Role::NodePort);
+            }
+        }
+    }
+    claims.values_mut().for_each(|claims| claims.sort());
+    claims
+}
+
+/// Something a user must do before a Service is served.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Problem {
+    /// Event reason.
+    pub reason: &'static str,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// What became of the listeners, per Service that wants any.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// By Service.
+    pub services: BTreeMap<ServiceKey, ServiceReport>,
+    /// The manager has tried everything the current snapshot asks for.
+    pub settled: bool,
+}
+
+/// One Service's listeners.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ServiceReport {
+    /// Load balancer ports that are bound.
+    pub bound: usize,
+    /// Load balancer ports that are not.
+    pub unbound: usize,
+    /// What stands in the way.
+    pub problems: Vec<Problem>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{PlanConfig, plan};
+    use serde_json::{Value, json};
+
+    fn winners(services: &[Value]) -> Vec<(u16, Vec<String>)> {
+        let services: Vec<_> = services.iter().map(|s| serde_json::from_value(s.clone()).expect("a Service")).collect();
+        let claims = desired(&plan(&services, &[], &PlanConfig::default()));
+        claims
+            .into_iter()
+            .map(|(port, claims)| (port, claims.iter().map(|c| c.target.service.to_string()).collect()))
+            .collect()
+    }
+
+    fn service(name: &str, created: &str, kind: &str, ports: Value) -> Value {
+        json!({"metadata": {"name": name, "namespace": "d", "creationTimestamp": created},
+               "spec": {"type": kind, "ports": ports}})
+    }
+
+    #[test]
+    fn load_balancer_ports_and_node_ports_are_listened_on() {
+        let ports = json!([{"port": 80, "nodePort": 30080}, {"port": 53, "protocol": "UDP", "nodePort": 30053}]);
+        let got = winners(&[service("a", "2026-01-01T00:00:00Z", "LoadBalancer", ports.clone())]);
+        assert_eq!(got, [(80, vec!["d/a".to_owned()]), (30080, vec!["d/a".to_owned()])]);
+        assert_eq!(winners(&[service("a", "2026-01-01T00:00:00Z", "NodePort", ports.clone())]).len(), 1);
+        assert!(winners(&[service("a", "2026-01-01T00:00:00Z", "ClusterIP", ports)]).is_empty());
+    }
+
+    #[test]
+    fn the_older_service_keeps_a_port() {
+        let ports = json!([{"port": 80}]);
+        let got = winners(&[
+            service("a", "2026-01-02T00:00:00Z", "LoadBalancer", ports.clone()),
+            service("b", "2026-01-01T00:00:00Z", "LoadBalancer", ports),
+        ]);
+        assert_eq!(got, [(80, vec!["d/b".to_owned(), "d/a".to_owned()])]);
+    }
+}

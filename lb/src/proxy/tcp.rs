@@ -1,0 +1,114 @@
+//! Plain TCP: accept, connect to an endpoint, copy both ways until both sides are done.
+//!
+//! Connections whose endpoint leaves the Service, or whose Service goes, are left to finish; only the end of the
+//! listener's drain closes them. There is no idle timeout; TCP keep-alive finds dead peers.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+use super::drain::{Drain, Phase};
+use super::pool;
+use super::tunnel::{COPY_BUFFER, Counted, Direction};
+use super::worker::Worker;
+use crate::backend::{Backend, BackendCell, EndpointState, Tried};
+use crate::stats::add;
+
+/// Silence after which a peer is probed, and the pause between probes.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Endpoints tried for a connection.
+const MAX_CONNECT_ATTEMPTS: usize = 8;
+
+/// Serves one client connection.
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    client: TcpStream,
+    peer: SocketAddr,
+    cell: &BackendCell,
+    drain: &Rc<Drain>,
+) {
+    let backend = cell.load_full();
+    let Some((endpoint, mut upstream)) = connect(worker, &backend, peer).await else {
+        // A reset tells the client apart from an orderly end that nothing was served.
+        let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
+        return;
+    };
+    for stream in [&client, &upstream] {
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL);
+        let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+    }
+    let thread = worker.index;
+    let _in_flight = InFlight::begin(endpoint.clone(), thread);
+    let shard = backend.stats.shard(thread);
+    let mut client = Counted {
+        stream: client,
+        count: |direction, bytes| match direction {
+            Direction::FromClient => {
+                add(&shard.bytes_in, bytes);
+                endpoint.usage().inspect(|usage| usage.received(thread, bytes));
+            }
+            Direction::ToClient => {
+                add(&shard.bytes_out, bytes);
+                endpoint.usage().inspect(|usage| usage.sent(thread, bytes));
+            }
+        },
+    };
+    let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, COPY_BUFFER, COPY_BUFFER);
+    tokio::select! {
+        result = copied => {
+            if let Err(error) = result {
+                tracing::trace!(%error, %peer, "connection ended");
+            }
+        }
+        () = drain.reached(Phase::Aborting) => {}
+    }
+}
+
+/// A connection to the first endpoint that accepts one.
+async fn connect(worker: &Worker, backend: &Backend, peer: SocketAddr) -> Option<(Arc<EndpointState>, TcpStream)> {
+    let shard = backend.stats.shard(worker.index);
+    let mut tried = Tried::default();
+    for _ in 0..MAX_CONNECT_ATTEMPTS {
+        let (index, endpoint) = backend.pick(peer.ip().to_canonical(), tried)?;
+        match pool::connect(endpoint.addr, worker.config.connect_timeout).await {
+            Ok(stream) => {
+                endpoint.mark_healthy();
+                add(&shard.upstream_opened, 1);
+                return Some((endpoint.clone(), stream));
+            }
+            Err(error) => {
+                endpoint.mark_suspect();
+                add(&shard.connect_failures, 1);
+                tracing::debug!(service = %backend.service, endpoint = %endpoint.addr, %error, "endpoint is unreachable");
+                tried.insert(index);
+            }
+        }
+    }
+    None
+}
+
+/// Counts a connection at its endpoint while it lives.
+struct InFlight {
+    endpoint: Arc<EndpointState>,
+    thread: usize,
+}
+
+impl InFlight {
+    fn begin(endpoint: Arc<EndpointState>, thread: usize) -> Self {
+        endpoint.begin(thread);
+        endpoint.usage().inspect(|usage| usage.request(thread));
+        Self { endpoint, thread }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.endpoint.end(self.thread);
+    }
+}

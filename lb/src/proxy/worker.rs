@@ -1,0 +1,201 @@
+//! One proxy thread: accepts on its sockets, serves connections, sweeps its pool, drains.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::drain::{Drain, Phase};
+use super::pool::Pool;
+use super::{http, tcp};
+use crate::backend::BackendCell;
+use crate::config::ProxyConfig;
+use crate::snapshot::AppProtocol;
+use crate::stats::{ServiceStats, add, sub};
+
+/// Pause after a failed accept (usually: out of file descriptors).
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// How often idle upstream connections are looked through.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a worker is told.
+pub(crate) enum Command {
+    /// Serve `cell` on `socket`.
+    Open { id: u64, socket: std::net::TcpListener, cell: Arc<BackendCell> },
+    /// Close that listener's socket, then answer; connections drain.
+    Close { id: u64, closed: oneshot::Sender<()> },
+    /// Look through the idle upstream connections now.
+    Sweep,
+    /// Close all and end once connections are done, after `grace` at the latest.
+    Stop { grace: Duration },
+}
+
+/// What the connections of a thread share.
+pub(crate) struct Worker {
+    /// Index of the thread, and of its shard in all counters.
+    pub index: usize,
+    pub config: Arc<ProxyConfig>,
+    pub pool: RefCell<Pool>,
+    connections: Cell<usize>,
+    idle: Notify,
+}
+
+/// A listener of this thread.
+struct Listener {
+    drain: Rc<Drain>,
+    /// Resolves when the socket is closed.
+    closed: oneshot::Receiver<()>,
+}
+
+/// The thread's main function; reports through `ready` whether it could start.
+pub(crate) fn run(
+    index: usize,
+    config: Arc<ProxyConfig>,
+    commands: mpsc::Receiver<Command>,
+    ready: &std::sync::mpsc::Sender<std::io::Result<()>>,
+) {
+    let options = tokio::runtime::LocalOptions::default();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build_local(options) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            // The starter waits for this.
+            let _ = ready.send(Err(error));
+            return;
+        }
+    };
+    let _ = ready.send(Ok(()));
+    let pool = RefCell::new(Pool::new(config.max_idle_per_endpoint, config.upstream_idle_timeout));
+    let worker = Rc::new(Worker { index, config, pool, connections: Cell::new(0), idle: Notify::new() });
+    runtime.block_on(serve(worker, commands));
+}
+
+async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
+    let mut listeners: HashMap<u64, Listener> = HashMap::new();
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let grace = loop {
+        let command = tokio::select! {
+            command = commands.recv() => command,
+            _ = sweep.tick() => Some(Command::Sweep),
+        };
+        match command {
+            Some(Command::Open { id, socket, cell }) => {
+                if let Some(listener) = open(&worker, socket, cell) {
+                    listeners.insert(id, listener);
+                }
+            }
+            Some(Command::Close { id, closed }) => {
+                if let Some(listener) = listeners.remove(&id) {
+                    close(listener, worker.config.drain_timeout).await;
+                }
+                // The manager may have been stopped meanwhile.
+                let _ = closed.send(());
+            }
+            Some(Command::Sweep) => worker.pool.borrow_mut().sweep(),
+            Some(Command::Stop { grace }) => break grace,
+            None => break Duration::ZERO,
+        }
+    };
+    for (_, listener) in listeners {
+        close(listener, grace).await;
+    }
+    // Connections abort themselves when their listener's time is over; the margin lets them do so.
+    let deadline = Instant::now() + grace + ACCEPT_RETRY;
+    while worker.connections.get() > 0 {
+        if tokio::time::timeout_at(deadline, worker.idle.notified()).await.is_err() {
+            break;
+        }
+    }
+    worker.pool.borrow_mut().clear();
+}
+
+fn open(worker: &Rc<Worker>, socket: std::net::TcpListener, cell: Arc<BackendCell>) -> Option<Listener> {
+    let socket = TcpListener::from_std(socket)
+        .inspect_err(|error| tracing::error!(%error, "a listener socket cannot be watched for connections"))
+        .ok()?;
+    let drain = Rc::new(Drain::new());
+    let (closed_tx, closed) = oneshot::channel();
+    let (worker, accept_drain) = (worker.clone(), drain.clone());
+    tokio::task::spawn_local(async move {
+        accept_loop(&worker, &socket, &cell, &accept_drain).await;
+        drop(socket);
+        let _ = closed_tx.send(());
+    });
+    Some(Listener { drain, closed })
+}
+
+/// Stops accepting (after the connections that are already queued) and starts the listener's drain.
+async fn close(listener: Listener, grace: Duration) {
+    listener.drain.advance(Phase::Draining);
+    let _ = listener.closed.await;
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(grace).await;
+        listener.drain.advance(Phase::Aborting);
+    });
+}
+
+async fn accept_loop(worker: &Rc<Worker>, socket: &TcpListener, cell: &Arc<BackendCell>, drain: &Rc<Drain>) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = socket.accept() => accepted,
+            // Biased: connections the kernel has completed already are taken before the socket closes.
+            () = drain.reached(Phase::Draining) => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => connection(worker, stream, peer, cell, drain),
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, cell: &Arc<BackendCell>, drain: &Rc<Drain>) {
+    if worker.connections.get() >= worker.config.max_connections_per_thread {
+        return;
+    }
+    let guard = ConnectionGuard::new(worker.clone(), cell.load().stats.clone());
+    let (worker, cell, drain) = (worker.clone(), cell.clone(), drain.clone());
+    tokio::task::spawn_local(async move {
+        // Only a socket that is already dead refuses this.
+        let _ = stream.set_nodelay(true);
+        let app = cell.load().app;
+        match app {
+            AppProtocol::Http => http::serve(worker, stream, peer, cell, drain).await,
+            AppProtocol::Tcp => tcp::serve(&worker, stream, peer, &cell, &drain).await,
+        }
+        drop(guard);
+    });
+}
+
+/// Counts a connection while it lives: per thread for the limit and the drain, per Service for the metric.
+pub(crate) struct ConnectionGuard {
+    worker: Rc<Worker>,
+    stats: Arc<ServiceStats>,
+}
+
+impl ConnectionGuard {
+    pub fn new(worker: Rc<Worker>, stats: Arc<ServiceStats>) -> Self {
+        worker.connections.set(worker.connections.get() + 1);
+        add(&stats.shard(worker.index).active_connections, 1);
+        Self { worker, stats }
+    }
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        sub(&self.stats.shard(self.worker.index).active_connections, 1);
+        self.worker.connections.set(self.worker.connections.get() - 1);
+        if self.worker.connections.get() == 0 {
+            self.worker.idle.notify_one();
+        }
+    }
+}

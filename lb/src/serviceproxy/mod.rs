@@ -1,0 +1,97 @@
+//! The node's service proxy: ClusterIPs, external IPs and node ports inside the node, by kernel DNAT.
+//!
+//! [`render`] describes the wanted nftables table by value and writes the script from the table in force to it;
+//! [`nft`] runs scripts. This loop owns the table named in the configuration and touches no other. The table stays on
+//! shutdown, so that running pods keep reaching their Services; [`cleanup`] removes it.
+
+mod nft;
+mod render;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::hub::Hub;
+pub use nft::NftError;
+use render::{Model, RenderConfig, model};
+
+/// First and longest pause before a table that could not be programmed is tried again.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Whether bridged packets pass netfilter: `1` if so.
+const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
+/// Programs the table `table` for every snapshot until `shutdown`.
+pub(crate) async fn run(table: &str, hub: Arc<Hub>, shutdown: CancellationToken) {
+    let mut snapshots = hub.subscribe();
+    // The empty snapshot before the first list must not take running pods' Services away.
+    snapshots.mark_unchanged();
+    let mut in_force: Option<Model> = None;
+    let mut wanted_once = false;
+    let mut pause = RETRY_MIN;
+    let mut warned = false;
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        wanted_once |= !snapshot.services.is_empty() || snapshot.node.pod_cidr.is_some();
+        let mut failed = false;
+        if wanted_once {
+            let config = RenderConfig { table: table.to_owned(), bridge_netfilter: bridge_netfilter().await };
+            match program(model(&snapshot, &config), &mut in_force).await {
+                Ok(()) => {
+                    pause = RETRY_MIN;
+                    warned = false;
+                }
+                Err(error) => {
+                    failed = true;
+                    pause = (pause * 2).min(RETRY_MAX);
+                    if !std::mem::replace(&mut warned, true) {
+                        tracing::warn!(error = %report(&error), "ClusterIPs are not reachable on this node; retrying");
+                    }
+                }
+            }
+        }
+        let retry = async { if failed { tokio::time::sleep(pause).await } else { std::future::pending().await } };
+        tokio::select! {
+            changed = snapshots.changed() => if changed.is_err() { return },
+            () = retry => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Brings the kernel from `in_force` to `wanted` in one transaction; from scratch when the difference does not apply
+/// (somebody flushed the ruleset).
+async fn program(wanted: Model, in_force: &mut Option<Model>) -> Result<(), NftError> {
+    if let Some(old) = in_force.take() {
+        let script = wanted.script_from(&old);
+        if script.is_empty() || nft::apply(&script).await.is_ok() {
+            *in_force = Some(wanted);
+            return Ok(());
+        }
+    }
+    nft::apply(&wanted.script()).await?;
+    *in_force = Some(wanted);
+    Ok(())
+}
+
+/// Removes the table `table` if it is there.
+pub async fn cleanup(table: &str) -> Result<(), NftError> {
+    nft::apply(&render::removal(table)).await
+}
+
+async fn bridge_netfilter() -> bool {
+    tokio::fs::read_to_string(BRIDGE_NETFILTER).await.is_ok_and(|text| text.trim() == "1")
+}
+
+/// An error with its causes in one line.
+fn report(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,173 @@
+//! What traffic is steered by: one immutable [`Snapshot`] of Services and their endpoints.
+//!
+//! [`plan`] makes it from Kubernetes objects and is pure; [`Compiler`] does the same incrementally, recompiling only the
+//! Services an event touched; [`watch`] feeds the compiler from the API. Nothing here opens sockets or counts requests:
+//! what must outlive a snapshot (in-flight counts, health, round-robin position) is in [`crate::backend`].
+
+mod compile;
+mod plan;
+pub(crate) mod watch;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+pub use compile::Compiler;
+pub use plan::{plan, plan_service};
+
+/// Namespace and name of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey {
+    /// `metadata.namespace`
+    pub namespace: Arc<str>,
+    /// `metadata.name`
+    pub name: Arc<str>,
+}
+
+impl ServiceKey {
+    /// The key of `namespace/name`.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Transport protocol of a Service port. SCTP is not served; such ports are left out of the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// `TCP`, the default
+    Tcp,
+    /// `UDP`
+    Udp,
+}
+
+impl Protocol {
+    /// The name nftables and SRV records use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// How the user-space proxy treats a TCP port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppProtocol {
+    /// Bytes are copied both ways.
+    Tcp,
+    /// HTTP/1.1 with an upstream pool: `appProtocol: http`, or a port named `http` or `http-…`.
+    Http,
+}
+
+/// `Service.spec.type`; a headless Service is a `ClusterIp` without addresses ([`ServicePlan::headless`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceType {
+    /// Reachable inside the cluster only.
+    ClusterIp,
+    /// Also on `nodePort` of every node.
+    NodePort,
+    /// Also on its ports at the load balancer's address.
+    LoadBalancer,
+    /// Only a DNS alias.
+    ExternalName,
+}
+
+/// A Service with everything resolved that DNS, nftables and the proxy need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePlan {
+    /// Namespace and name.
+    pub key: ServiceKey,
+    /// `metadata.uid`, for events.
+    pub uid: String,
+    /// `metadata.creationTimestamp` in Unix seconds: of two Services that claim a port the older one wins.
+    pub created: i64,
+    /// `spec.type`
+    pub kind: ServiceType,
+    /// `spec.clusterIP: None`
+    pub headless: bool,
+    /// `spec.externalName`
+    pub external_name: Option<String>,
+    /// `spec.clusterIPs`
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`
+    pub external_ips: Vec<IpAddr>,
+    /// `spec.sessionAffinity: ClientIP`
+    pub client_ip_affinity: bool,
+    /// Ports, in spec order.
+    pub ports: Vec<PortPlan>,
+    /// Addresses DNS answers with when the Service is headless, by address.
+    pub hosts: Vec<HostPlan>,
+    /// `status.loadBalancer.ingress[].ip` as last seen.
+    pub ingress: Vec<String>,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortPlan {
+    /// `name`, empty when unnamed.
+    pub name: String,
+    /// `port`
+    pub port: u16,
+    /// `nodePort`
+    pub node_port: Option<u16>,
+    /// `protocol`
+    pub protocol: Protocol,
+    /// HTTP or plain TCP in the proxy.
+    pub app: AppProtocol,
+    /// Endpoints for traffic from inside the cluster (`internalTrafficPolicy` applied).
+    pub internal: Arc<[EndpointPlan]>,
+    /// Endpoints for traffic from outside (`externalTrafficPolicy` applied).
+    pub external: Arc<[EndpointPlan]>,
+}
+
+/// An address that traffic may be sent to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EndpointPlan {
+    /// Address and (already resolved) target port.
+    pub addr: SocketAddr,
+    /// UID of the Pod behind it, when it is one.
+    pub pod_uid: Option<Arc<str>>,
+}
+
+/// One address of a headless Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPlan {
+    /// The address.
+    pub ip: IpAddr,
+    /// `hostname` of the endpoint; without one the dashed address is its DNS label.
+    pub hostname: Option<String>,
+    /// Port name to number, for SRV records (a slice may resolve a named target port differently per pod).
+    pub ports: Vec<(String, u16)>,
+}
+
+/// What is known about the node this process runs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodePlan {
+    /// `spec.podCIDR`
+    pub pod_cidr: Option<String>,
+    /// Annotation `scaleup.dev/pod-gateway`: the address pods use as their resolver.
+    pub pod_gateway: Option<IpAddr>,
+}
+
+/// All Services at one moment. Cheap to clone: Services are shared between snapshots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// By namespace and name.
+    pub services: BTreeMap<ServiceKey, Arc<ServicePlan>>,
+    /// The own node.
+    pub node: NodePlan,
+}
+
+/// What [`plan`] depends on besides the objects.
+#[derive(Clone, Debug, Default)]
+pub struct PlanConfig {
+    /// The own node, for traffic policy `Local`.
+    pub node_name: String,
+}

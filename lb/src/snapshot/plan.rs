@@ -1,0 +1,378 @@
+//! From Service and EndpointSlice objects to a [`Snapshot`], by value.
+//!
+//! Endpoint choice follows upstream's kube-proxy: ready endpoints; when there are none, those still serving while they
+//! terminate. Objects are hostile input: addresses, ports and protocols that do not parse are left out, never an error.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+
+use super::{
+    AppProtocol, EndpointPlan, HostPlan, NodePlan, PlanConfig, PortPlan, Protocol, ServiceKey, ServicePlan,
+    ServiceType, Snapshot,
+};
+
+/// Label of an EndpointSlice that names its Service.
+pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// `spec.loadBalancerClass` values we implement; others belong to somebody else.
+const LOAD_BALANCER_CLASS: &str = "scaleup.dev/lb";
+/// Endpoints kept per Service port; more cannot be balanced sensibly from one node.
+const MAX_ENDPOINTS_PER_PORT: usize = 5_000;
+
+/// The snapshot of `services` with the endpoints in `slices`. Pure.
+pub fn plan(services: &[Service], slices: &[EndpointSlice], config: &PlanConfig) -> Snapshot {
+    let mut by_service: BTreeMap<ServiceKey, Vec<&EndpointSlice>> = BTreeMap::new();
+    for slice in slices {
+        if let Some(key) = slice_service(slice) {
+            by_service.entry(key).or_default().push(slice);
+        }
+    }
+    let services = services
+        .iter()
+        .filter_map(|service| {
+            let key = service_key(service)?;
+            let slices = by_service.get(&key).map_or(&[][..], Vec::as_slice);
+            Some((key.clone(), Arc::new(plan_service(key, service, slices, config))))
+        })
+        .collect();
+    Snapshot { services, node: NodePlan::default() }
+}
+
+/// Namespace and name of a Service object; `None` when the object has none.
+pub(super) fn service_key(service: &Service) -> Option<ServiceKey> {
+    Some(ServiceKey::new(service.metadata.namespace.as_deref()?, service.metadata.name.as_deref()?))
+}
+
+/// The Service an EndpointSlice belongs to.
+pub(super) fn slice_service(slice: &EndpointSlice) -> Option<ServiceKey> {
+    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
+    Some(ServiceKey::new(slice.metadata.namespace.as_deref()?, name))
+}
+
+/// The plan of one Service with its slices. Pure.
+pub fn plan_service(key: ServiceKey, service: &Service, slices: &[&EndpointSlice], config: &PlanConfig) -> ServicePlan {
+    let empty = ServiceSpec::default();
+    let spec = service.spec.as_ref().unwrap_or(&empty);
+    let kind = service_type(spec);
+    let ports = spec.ports.as_deref().unwrap_or_default();
+    ServicePlan {
+        key,
+        uid: service.metadata.uid.clone().unwrap_or_default(),
+        created: service.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
+        kind,
+        headless: spec.cluster_ip.as_deref() == Some("None"),
+        external_name: spec.external_name.clone().filter(|_| kind == ServiceType::ExternalName),
+        cluster_ips: cluster_ips(spec, kind),
+        external_ips: spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect(),
+        client_ip_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
+        ports: ports.iter().filter_map(|port| plan_port(port, spec, kind, slices, config)).collect(),
+        hosts: hosts(slices),
+        ingress: ingress(service),
+    }
+}
+
+fn service_type(spec: &ServiceSpec) -> ServiceType {
+    match spec.type_.as_deref() {
+        Some("LoadBalancer") if is_our_class(spec) => ServiceType::LoadBalancer,
+        // Somebody else balances it; its node ports are still ours to serve.
+        Some("LoadBalancer") => ServiceType::NodePort,
+        Some("NodePort") => ServiceType::NodePort,
+        Some("ExternalName") => ServiceType::ExternalName,
+        _ => ServiceType::ClusterIp,
+    }
+}
+
+fn cluster_ips(spec: &ServiceSpec, kind: ServiceType) -> Vec<IpAddr> {
+    if kind == ServiceType::ExternalName {
+        return Vec::new();
+    }
+    let mut texts: Vec<&String> = spec.cluster_ips.iter().flatten().collect();
+    if texts.is_empty() {
+        texts.extend(&spec.cluster_ip);
+    }
+    texts.into_iter().filter_map(|ip| ip.parse().ok()).collect()
+}
+
+fn ingress(service: &Service) -> Vec<String> {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    status.and_then(|lb| lb.ingress.as_ref()).into_iter().flatten().filter_map(|entry| entry.ip.clone()).collect()
+}
+
+/// Whether `spec.loadBalancerClass` leaves this Service to us.
+fn is_our_class(spec: &ServiceSpec) -> bool {
+    spec.load_balancer_class.as_deref().is_none_or(|class| class == LOAD_BALANCER_CLASS)
+}
+
+fn plan_port(
+    port: &ServicePort,
+    spec: &ServiceSpec,
+    kind: ServiceType,
+    slices: &[&EndpointSlice],
+    config: &PlanConfig,
+) -> Option<PortPlan> {
+    let protocol = parse_protocol(port.protocol.as_deref())?;
+    let name = port.name.clone().unwrap_or_default();
+    let candidates = candidates(&name, protocol, slices);
+    let local = |policy: &Option<String>| policy.as_deref() == Some("Local");
+    let all: Arc<[EndpointPlan]> = choose(&candidates, None).into();
+    let restrict = |on: bool| -> Arc<[EndpointPlan]> {
+        if on { choose(&candidates, Some(&config.node_name)).into() } else { all.clone() }
+    };
+    let app = app_protocol(port);
+    Some(PortPlan {
+        port: u16::try_from(port.port).ok().filter(|port| *port != 0)?,
+        node_port: port
+            .node_port
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port != 0 && matches!(kind, ServiceType::NodePort | ServiceType::LoadBalancer)),
+        protocol,
+        app,
+        internal: restrict(local(&spec.internal_traffic_policy)),
+        external: restrict(local(&spec.external_traffic_policy)),
+        name,
+    })
+}
+
+fn parse_protocol(text: Option<&str>) -> Option<Protocol> {
+    match text {
+        None | Some("TCP") => Some(Protocol::Tcp),
+        Some("UDP") => Some(Protocol::Udp),
+        Some(_) => None,
+    }
+}
+
+fn app_protocol(port: &ServicePort) -> AppProtocol {
+    let named = port.name.as_deref().is_some_and(|name| name == "http" || name.starts_with("http-"));
+    match port.app_protocol.as_deref() {
+        Some("http") => AppProtocol::Http,
+        Some(_) => AppProtocol::Tcp,
+        None if named => AppProtocol::Http,
+        None => AppProtocol::Tcp,
+    }
+}
+
+/// An endpoint of the right port with its conditions resolved to upstream's defaults.
+struct Candidate<'a> {
+    plan: EndpointPlan,
+    ready: bool,
+    serving_while_terminating: bool,
+    node: Option<&'a str>,
+}
+
+fn candidates<'a>(port_name: &str, protocol: Protocol, slices: &[&'a EndpointSlice]) -> Vec<Candidate<'a>> {
+    let mut found: BTreeMap<SocketAddr, Candidate<'a>> = BTreeMap::new();
+    for slice in slices {
+        let Some(number) = slice_port(slice, port_name, protocol) else { continue };
+        for endpoint in &slice.endpoints {
+            let Some(ip) = first_address(endpoint) else { continue };
+            let candidate = candidate(endpoint, SocketAddr::new(ip, number));
+            let known = found.get(&candidate.plan.addr);
+            // While an endpoint moves between slices it may be in both: the ready copy counts.
+            if known.is_none_or(|known| candidate.ready && !known.ready) && found.len() < MAX_ENDPOINTS_PER_PORT {
+                found.insert(candidate.plan.addr, candidate);
+            }
+        }
+    }
+    found.into_values().collect()
+}
+
+fn candidate(endpoint: &Endpoint, addr: SocketAddr) -> Candidate<'_> {
+    let conditions = endpoint.conditions.as_ref();
+    let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
+    let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
+    let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
+    let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+    Candidate {
+        plan: EndpointPlan { addr, pod_uid: pod.and_then(|pod| pod.uid.as_deref()).map(Arc::from) },
+        ready,
+        serving_while_terminating: serving && terminating,
+        node: endpoint.node_name.as_deref(),
+    }
+}
+
+fn first_address(endpoint: &Endpoint) -> Option<IpAddr> {
+    endpoint.addresses.first()?.parse().ok()
+}
+
+fn slice_port(slice: &EndpointSlice, name: &str, protocol: Protocol) -> Option<u16> {
+    let matches = |port: &&EndpointPort| {
+        port.name.as_deref().unwrap_or_default() == name && parse_protocol(port.protocol.as_deref()) == Some(protocol)
+    };
+    let port = slice.ports.iter().flatten().find(matches)?;
+    u16::try_from(port.port?).ok().filter(|port| *port != 0)
+}
+
+/// The endpoints that get traffic: ready ones, else those still serving while terminating; on `node` only if given.
+fn choose(candidates: &[Candidate<'_>], node: Option<&str>) -> Vec<EndpointPlan> {
+    let eligible = || candidates.iter().filter(|c| node.is_none_or(|node| c.node == Some(node)));
+    let ready: Vec<EndpointPlan> = eligible().filter(|c| c.ready).map(|c| c.plan.clone()).collect();
+    if !ready.is_empty() {
+        return ready;
+    }
+    eligible().filter(|c| c.serving_while_terminating).map(|c| c.plan.clone()).collect()
+}
+
+/// Ready addresses of all slices, for headless DNS (the slice controller marks endpoints ready when
+/// `publishNotReadyAddresses` is set).
+fn hosts(slices: &[&EndpointSlice]) -> Vec<HostPlan> {
+    let mut hosts: BTreeMap<IpAddr, HostPlan> = BTreeMap::new();
+    for slice in slices {
+        let ports: Vec<(String, u16)> = slice
+            .ports
+            .iter()
+            .flatten()
+            .filter_map(|p| Some((p.name.clone().unwrap_or_default(), u16::try_from(p.port?).ok()?)))
+            .collect();
+        let ready = slice.endpoints.iter().filter(|e| e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true));
+        for endpoint in ready.take(MAX_ENDPOINTS_PER_PORT) {
+            if let Some(ip) = first_address(endpoint) {
+                hosts.entry(ip).or_insert_with(|| HostPlan {
+                    ip,
+                    hostname: endpoint.hostname.clone(),
+                    ports: ports.clone(),
+                });
+            }
+        }
+    }
+    hosts.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn service(spec: Value) -> Service {
+        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u1"}, "spec": spec}))
+            .expect("a Service")
+    }
+
+    fn slice(endpoints: Value) -> EndpointSlice {
+        serde_json::from_value(json!({
+            "metadata": {"name": "web-1", "namespace": "shop", "labels": {SERVICE_NAME_LABEL: "web"}},
+            "addressType": "IPv4", "endpoints": endpoints,
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        }))
+        .expect("an EndpointSlice")
+    }
+
+    fn addresses(endpoints: &[EndpointPlan]) -> Vec<String> {
+        endpoints.iter().map(|e| e.addr.to_string()).collect()
+    }
+
+    fn planned(spec: Value, endpoints: Value) -> ServicePlan {
+        let config = PlanConfig { node_name: "n1".to_owned() };
+        let snapshot = plan(&[service(spec)], &[slice(endpoints)], &config);
+        let plan = snapshot.services.into_values().next().expect("one Service");
+        Arc::unwrap_or_clone(plan)
+    }
+
+    fn http_port() -> Value {
+        json!([{"name": "http", "port": 80, "targetPort": "web", "nodePort": 30080}])
+    }
+
+    #[track_caller]
+    fn check(endpoints: Value, expected: &[&str]) {
+        let plan = planned(json!({"clusterIP": "10.96.0.5", "ports": http_port()}), endpoints);
+        assert_eq!(addresses(&plan.ports[0].internal), expected);
+    }
+
+    #[test]
+    fn ready_endpoints_get_traffic() {
+        check(
+            json!([
+                {"addresses": ["10.1.0.2"], "conditions": {"ready": true}},
+                {"addresses": ["10.1.0.1"]},
+                {"addresses": ["10.1.0.3"], "conditions": {"ready": false}},
+                {"addresses": ["10.1.0.4"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+            ]),
+            &["10.1.0.1:8080", "10.1.0.2:8080"],
+        );
+    }
+
+    #[test]
+    fn without_ready_ones_serving_and_terminating_endpoints_are_used() {
+        check(
+            json!([
+                {"addresses": ["10.1.0.3"], "conditions": {"ready": false}},
+                {"addresses": ["10.1.0.4"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+                {"addresses": ["10.1.0.5"], "conditions": {"ready": false, "serving": false, "terminating": true}},
+            ]),
+            &["10.1.0.4:8080"],
+        );
+    }
+
+    #[test]
+    fn hostile_addresses_are_left_out() {
+        check(
+            json!([
+                {"addresses": ["10.1.0.1 }; flush ruleset"]}, {"addresses": []}, {"addresses": ["10.1.0.300"]},
+                {"addresses": ["10.1.0.1"]}, {"addresses": ["10.1.0.1"]},
+            ]),
+            &["10.1.0.1:8080"],
+        );
+    }
+
+    #[test]
+    fn local_policies_keep_endpoints_of_this_node() {
+        let endpoints = json!([
+            {"addresses": ["10.1.0.1"], "nodeName": "n1"}, {"addresses": ["10.1.0.2"], "nodeName": "n2"},
+        ]);
+        let spec = json!({"type": "NodePort", "externalTrafficPolicy": "Local", "ports": http_port()});
+        let plan = planned(spec, endpoints);
+        assert_eq!(addresses(&plan.ports[0].internal), ["10.1.0.1:8080", "10.1.0.2:8080"]);
+        assert_eq!(addresses(&plan.ports[0].external), ["10.1.0.1:8080"]);
+    }
+
+    #[test]
+    fn types_affinity_and_addresses_are_resolved() {
+        let plan = planned(
+            json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.9"], "externalIPs": ["192.0.2.7", "x"],
+                   "sessionAffinity": "ClientIP", "ports": http_port()}),
+            json!([]),
+        );
+        assert_eq!(plan.kind, ServiceType::LoadBalancer);
+        assert!(plan.client_ip_affinity);
+        assert_eq!(plan.cluster_ips, ["10.96.0.9".parse::<IpAddr>().expect("an address")]);
+        assert_eq!(plan.external_ips.len(), 1);
+        assert_eq!(plan.ports[0].node_port, Some(30080));
+    }
+
+    #[test]
+    fn node_ports_of_plain_services_are_ignored() {
+        assert_eq!(planned(json!({"ports": http_port()}), json!([])).ports[0].node_port, None);
+    }
+
+    #[test]
+    fn foreign_load_balancer_classes_are_not_served() {
+        let kind = |class: &str| {
+            planned(json!({"type": "LoadBalancer", "loadBalancerClass": class, "ports": http_port()}), json!([])).kind
+        };
+        assert_eq!(kind("example.com/x"), ServiceType::NodePort);
+        assert_eq!(kind(LOAD_BALANCER_CLASS), ServiceType::LoadBalancer);
+    }
+
+    #[test]
+    fn app_protocol_decides_http() {
+        let check = |port: Value, expected: AppProtocol| {
+            let port: ServicePort = serde_json::from_value(port).expect("a port");
+            assert_eq!(app_protocol(&port), expected, "{port:?}");
+        };
+        check(json!({"port": 80, "name": "http"}), AppProtocol::Http);
+        check(json!({"port": 80, "name": "http-api"}), AppProtocol::Http);
+        check(json!({"port": 80, "name": "https"}), AppProtocol::Tcp);
+        check(json!({"port": 80, "appProtocol": "http"}), AppProtocol::Http);
+        check(json!({"port": 80, "name": "http", "appProtocol": "mysql"}), AppProtocol::Tcp);
+        check(json!({"port": 80}), AppProtocol::Tcp);
+    }
+
+    #[test]
+    fn impossible_ports_are_left_out() {
+        let ports = json!([{"port": 0}, {"port": 70000}, {"port": -1}, {"port": 5, "protocol": "SCTP"}, {"port": 9}]);
+        let plan = planned(json!({"ports": ports}), json!([]));
+        assert_eq!(plan.ports.iter().map(|p| p.port).collect::<Vec<_>>(), [9]);
+    }
+}
