@@ -148,6 +148,14 @@ pub fn complete(type_name: &str, schema: &mut Value) {
             row.apply(target);
         }
     }
+    // k8s-openapi requires some fields that upstream defaults.
+    let defaulted = |name: &Value| rows(type_name).iter().any(|r| name == r.field && !r.default.is_empty());
+    if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
+        required.retain(|name| !defaulted(name));
+        if required.is_empty() {
+            schema.remove("required");
+        }
+    }
     let kinds: Vec<Value> = kinds(type_name);
     if !kinds.is_empty() {
         schema.insert("x-kubernetes-group-version-kind".into(), kinds.into());
@@ -244,14 +252,20 @@ const TABLE: &[(&str, &[Extra])] = &[
     ("io.k8s.api.core.v1.CephFSVolumeSource", &[
         atomic("monitors"),
     ]),
+    ("io.k8s.api.core.v1.ConfigMapEnvSource", &[
+        field("name").or(r#""""#),
+    ]),
     ("io.k8s.api.core.v1.ConfigMapKeySelector", &[
         WHOLE_TYPE,
+        field("name").or(r#""""#),
     ]),
     ("io.k8s.api.core.v1.ConfigMapProjection", &[
         atomic("items"),
+        field("name").or(r#""""#),
     ]),
     ("io.k8s.api.core.v1.ConfigMapVolumeSource", &[
         atomic("items"),
+        field("name").or(r#""""#),
     ]),
     ("io.k8s.api.core.v1.Container", &[
         atomic("args"),
@@ -295,6 +309,18 @@ const TABLE: &[(&str, &[Extra])] = &[
     ]),
     ("io.k8s.api.core.v1.Endpoints", &[
         atomic("subsets"),
+    ]),
+    ("io.k8s.api.core.v1.EphemeralContainer", &[
+        atomic("args"),
+        atomic("command"),
+        by_key("env", "name"),
+        atomic("envFrom"),
+        field("imagePullPolicy").values(&["Always", "IfNotPresent", "Never"]),
+        by_key("ports", "containerPort").map_keys(&["containerPort", "protocol"]),
+        atomic("resizePolicy"),
+        field("terminationMessagePolicy").values(&["FallbackToLogsOnError", "File"]),
+        by_key("volumeDevices", "devicePath"),
+        by_key("volumeMounts", "mountPath"),
     ]),
     ("io.k8s.api.core.v1.ExecAction", &[
         atomic("command"),
@@ -462,11 +488,16 @@ const TABLE: &[(&str, &[Extra])] = &[
     ("io.k8s.api.core.v1.SeccompProfile", &[
         field("type").values(&["Localhost", "RuntimeDefault", "Unconfined"]),
     ]),
+    ("io.k8s.api.core.v1.SecretEnvSource", &[
+        field("name").or(r#""""#),
+    ]),
     ("io.k8s.api.core.v1.SecretKeySelector", &[
         WHOLE_TYPE,
+        field("name").or(r#""""#),
     ]),
     ("io.k8s.api.core.v1.SecretProjection", &[
         atomic("items"),
+        field("name").or(r#""""#),
     ]),
     ("io.k8s.api.core.v1.SecretVolumeSource", &[
         atomic("items"),
@@ -628,6 +659,12 @@ mod tests {
         let protocol = field("core.v1.ContainerPort", "protocol");
         assert_eq!(protocol["default"], "TCP");
         assert_eq!(protocol["enum"], serde_json::json!(["SCTP", "TCP", "UDP"]));
+        let selector = &all["io.k8s.api.core.v1.ConfigMapKeySelector"];
+        assert_eq!(selector["required"], serde_json::json!(["key"]), "what has a default is not required");
+        assert_eq!(
+            all["io.k8s.api.core.v1.EphemeralContainer"]["properties"]["env"]["x-kubernetes-patch-merge-key"],
+            "name"
+        );
         let kind = |name: &str| all[name]["x-kubernetes-group-version-kind"][0]["kind"].clone();
         assert_eq!(kind("io.k8s.api.apps.v1.DeploymentList"), "DeploymentList");
         assert_eq!(kind("io.k8s.api.core.v1.Pod"), "Pod");
