@@ -20,6 +20,7 @@ pub mod pod;
 mod pod_gates;
 mod pod_status;
 pub mod pod_template;
+mod posted;
 pub mod priorityclass;
 pub mod rbac;
 pub mod replicaset;

@@ -75,6 +75,14 @@ impl Rules for NamespaceRules {
         }
     }
 
+    fn begin_deletion(&self, object: &mut Namespace) {
+        object.status.get_or_insert_default().phase = Some("Terminating".into());
+    }
+
+    fn is_held(&self, object: &Namespace) -> bool {
+        object.spec.as_ref().is_some_and(|s| !field::list(&s.finalizers).is_empty())
+    }
+
     fn name_is_label(&self) -> bool {
         true
     }
@@ -120,6 +128,10 @@ mod tests {
     #[test]
     fn the_phase_follows_deletion() {
         let old = create(NamespaceRules, "{metadata: {name: web}}").expect("valid");
+        assert!(Typed(NamespaceRules).is_held(&old));
+        let deleting = Typed(NamespaceRules).begin_deletion(old.clone());
+        contains(&deleting, &json!({"status": {"phase": "Terminating"}}));
+        assert!(!Typed(NamespaceRules).is_held(&json!({"metadata": {"name": "web"}, "spec": {"finalizers": []}})));
         let mut new = old.clone();
         new["status"]["phase"] = json!("Terminating");
         let cx = RuleContext { subresource: Some("status"), ..RuleContext::default() };

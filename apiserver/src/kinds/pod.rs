@@ -99,6 +99,17 @@ impl Rules for PodRules {
         }
     }
 
+    /// Pods that run nowhere any more, or never did, have nothing to be graceful about.
+    fn grace_period_s(&self, object: &Pod, requested: Option<i64>) -> Option<i64> {
+        let spec = object.spec.as_ref();
+        let unscheduled = spec.is_none_or(|s| field::text(&s.node_name).is_empty());
+        if unscheduled || scaleup_api::pods::is_terminal(object) {
+            return Some(0);
+        }
+        let period = requested.or_else(|| spec.and_then(|s| s.termination_grace_period_seconds)).unwrap_or(0);
+        Some(if period < 0 { 1 } else { period })
+    }
+
     fn warnings(&self, object: &Pod) -> Vec<String> {
         object.spec.as_ref().map(|s| pod_template::warnings(&Path::new("spec"), s)).unwrap_or_default()
     }

@@ -511,3 +511,20 @@ fn status_updates_are_checked() {
         ],
     );
 }
+
+#[test]
+fn grace_periods() {
+    let check = |spec: &str, phase: &str, requested: Option<i64>, expected: i64| {
+        let mut stored = create(PodRules, &pod(spec)).expect("valid");
+        stored["status"]["phase"] = json!(phase);
+        assert_eq!(Typed(PodRules).grace_period_s(&stored, requested), Some(expected), "{spec} {phase} {requested:?}");
+    };
+    let bound = "{nodeName: n1, containers: [{name: a, image: b}]}";
+    check(bound, "Running", None, 30);
+    check(bound, "Running", Some(5), 5);
+    check(bound, "Running", Some(0), 0);
+    check(bound, "Running", Some(-1), 1);
+    check(bound, "Succeeded", None, 0);
+    check("{containers: [{name: a, image: b}]}", "Pending", Some(5), 0);
+    check("{nodeName: n1, terminationGracePeriodSeconds: -3, containers: [{name: a, image: b}]}", "Running", None, 1);
+}

