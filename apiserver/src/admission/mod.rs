@@ -1,6 +1,21 @@
 //! Admission: the chain that may change or refuse a write after authorization, before storage.
+//!
+//! Mutating steps run on the decoded object before it is defaulted again and validated; validating steps run on exactly
+//! what will be stored (and on deletions). Plugins are stateless: what they need to know, they read from the cache.
+
+mod default_toleration_seconds;
+mod namespace_lifecycle;
+mod node_restriction;
+mod owner_references;
+mod priority;
+mod rbac_escalation;
+mod service_account;
+mod taint_nodes;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -8,6 +23,9 @@ use serde_json::Value;
 use crate::error::ApiError;
 use crate::registry::{Resource, Verb};
 use crate::user::UserInfo;
+
+/// How long one plugin may take over one write; the request fails with a timeout after that.
+pub const PLUGIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A write under admission (`admission.k8s.io` AdmissionRequest).
 pub struct Attributes<'a> {
@@ -33,6 +51,55 @@ pub struct Attributes<'a> {
     pub warnings: &'a mut Vec<String>,
 }
 
+impl Attributes<'_> {
+    /// Whether the write is to this kind itself, not to a subresource.
+    pub fn is(&self, group: &str, plural: &str) -> bool {
+        self.subresource.is_none() && self.is_kind(group, plural)
+    }
+    /// Whether the write is to this kind or one of its subresources.
+    pub fn is_kind(&self, group: &str, plural: &str) -> bool {
+        self.resource.plural == plural && self.resource.group == group
+    }
+    /// Whether it is a create.
+    pub fn creates(&self) -> bool {
+        self.verb == Verb::Create
+    }
+    /// Whether it is an update or patch.
+    pub fn updates(&self) -> bool {
+        matches!(self.verb, Verb::Update | Verb::Patch)
+    }
+    /// Whether it deletes.
+    pub fn deletes(&self) -> bool {
+        matches!(self.verb, Verb::Delete | Verb::DeleteCollection)
+    }
+
+    /// `admission.NewForbidden`: 403 naming the object as far as it has a name.
+    pub fn forbidden(&self, why: impl std::fmt::Display) -> ApiError {
+        let meta = |field| text(self.object, &["metadata", field]);
+        let name = [self.name, meta("name"), meta("generateName")].into_iter().find(|n| !n.is_empty());
+        ApiError::forbidden(&self.resource.group_resource(), name.unwrap_or("Unknown"), why)
+    }
+}
+
+/// The string at a path of fields; empty if there is none.
+pub(crate) fn text<'v>(value: &'v Value, path: &[&str]) -> &'v str {
+    path.iter().try_fold(value, |v, field| v.get(field)).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// The list at a path of fields; empty if there is none.
+pub(crate) fn list<'v>(value: &'v Value, path: &[&str]) -> &'v [Value] {
+    let found = path.iter().try_fold(value, |v, field| v.get(field)).and_then(Value::as_array);
+    found.map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Appends to the list in a field, which may be absent or null.
+pub(crate) fn push(object: &mut Value, field: &str, item: Value) {
+    match object[field].as_array_mut() {
+        Some(list) => list.push(item),
+        None => object[field] = Value::Array(vec![item]),
+    }
+}
+
 /// One step of the chain.
 #[async_trait]
 pub trait Plugin: Send + Sync + 'static {
@@ -50,32 +117,112 @@ pub trait Plugin: Send + Sync + 'static {
     }
 }
 
+/// What a step cost, for `apiserver_admission_controller_admission_duration_seconds`.
+#[derive(Clone, Copy, Debug)]
+pub struct Observation {
+    /// Plugin.
+    pub name: &'static str,
+    /// `admit` or `validate`, as upstream labels them.
+    pub kind: &'static str,
+    /// Of the write.
+    pub verb: Verb,
+    /// Whether it refused.
+    pub rejected: bool,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Receives an [`Observation`] per step; must not block.
+pub type Observe = Box<dyn Fn(Observation) + Send + Sync>;
+
 /// The plugins in order.
 pub struct Chain {
     plugins: Vec<Box<dyn Plugin>>,
+    observe: Option<Observe>,
 }
 
 impl Chain {
     /// In this order.
     pub fn new(plugins: Vec<Box<dyn Plugin>>) -> Self {
-        Self { plugins }
+        Self { plugins, observe: None }
     }
-    /// The default plugins.
+
+    /// The default plugins, in upstream's order.
     pub fn standard() -> Self {
-        Self::new(Vec::new())
+        Self::new(vec![
+            Box::new(namespace_lifecycle::NamespaceLifecycle),
+            Box::new(service_account::ServiceAccount),
+            Box::new(node_restriction::NodeRestriction),
+            Box::new(taint_nodes::TaintNodesByCondition),
+            Box::new(priority::Priority),
+            Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+            Box::new(owner_references::OwnerReferencesPermissionEnforcement),
+            Box::new(rbac_escalation::RbacEscalation),
+        ])
     }
+
+    /// Reports every step to `observe`.
+    #[must_use]
+    pub fn observed_by(self, observe: Observe) -> Self {
+        Self { observe: Some(observe), ..self }
+    }
+
     /// Lets every plugin change the object.
     pub async fn mutate(&self, server: &Arc<crate::Server>, attributes: &mut Attributes<'_>) -> Result<(), ApiError> {
         for plugin in &self.plugins {
-            plugin.mutate(server, attributes).await?;
+            let (started, verb) = (Instant::now(), attributes.verb);
+            let result = bounded(plugin.name(), plugin.mutate(server, attributes)).await;
+            self.note(plugin.name(), "admit", verb, started, result.is_err());
+            result?;
         }
         Ok(())
     }
+
     /// Lets every plugin refuse.
     pub async fn validate(&self, server: &Arc<crate::Server>, attributes: &Attributes<'_>) -> Result<(), ApiError> {
         for plugin in &self.plugins {
-            plugin.validate(server, attributes).await?;
+            let started = Instant::now();
+            let result = bounded(plugin.name(), plugin.validate(server, attributes)).await;
+            self.note(plugin.name(), "validate", attributes.verb, started, result.is_err());
+            result?;
         }
         Ok(())
+    }
+
+    fn note(&self, name: &'static str, kind: &'static str, verb: Verb, started: Instant, rejected: bool) {
+        if let Some(observe) = &self.observe {
+            observe(Observation { name, kind, verb, rejected, took: started.elapsed() });
+        }
+    }
+}
+
+async fn bounded(name: &str, step: impl Future<Output = Result<(), ApiError>>) -> Result<(), ApiError> {
+    tokio::time::timeout(PLUGIN_TIMEOUT, step).await.unwrap_or_else(|_| {
+        Err(ApiError::timeout(format_args!("admission plugin {name:?} failed to complete in time")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::Write;
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn refusals_name_the_object_as_far_as_possible() {
+        let check = |object: Value, expected: &str| {
+            let message = Write::create("", "Pod", "pods", object).with(|a| a.forbidden("no")).message;
+            assert_eq!(message, expected);
+        };
+        check(json!({"metadata": {"name": "w"}}), r#"pods "w" is forbidden: no"#);
+        check(json!({"metadata": {"generateName": "w-"}}), r#"pods "w-" is forbidden: no"#);
+        check(json!({}), r#"pods "Unknown" is forbidden: no"#);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stuck_plugin_is_a_timeout() {
+        let error = bounded("Stuck", std::future::pending()).await.unwrap_err();
+        assert_eq!((error.code.as_u16(), error.reason), (504, "Timeout"));
+        assert!(error.message.contains("\"Stuck\""));
     }
 }
