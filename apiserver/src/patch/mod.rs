@@ -51,7 +51,7 @@ fn parse_object(patch: &[u8]) -> Result<Value, ApiError> {
 
 /// 422 with upstream's message for patches that do not apply; the detail goes into a cause, which kubectl prints.
 fn unprocessable(detail: String) -> ApiError {
-    let cause = Cause { reason: "UnexpectedServerResponse".into(), message: detail, field: String::new() };
+    let cause = Cause { reason: "UnexpectedServerResponse".into(), message: detail, field: "patch".into() };
     ApiError {
         code: StatusCode::UNPROCESSABLE_ENTITY,
         reason: "Invalid",
