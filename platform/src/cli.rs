@@ -4,8 +4,9 @@
 //! before the command line is parsed. Nothing here opens, binds or starts anything but that file.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -48,9 +49,9 @@ pub enum Command {
     /// The API server alone.
     Apiserver(Box<ApiserverArgs>),
     /// The controllers alone.
-    Controllers(ClientArgs),
+    Controllers(ControllersRoleArgs),
     /// The scheduler alone.
-    Scheduler(ClientArgs),
+    Scheduler(SchedulerArgs),
     /// The node agent alone: runs pods on this machine's Docker.
     Agent(Box<AgentArgs>),
     /// The load balancer, service proxy and cluster DNS of a node alone.
@@ -92,7 +93,7 @@ pub struct ApiArgs {
     #[arg(long, env = "SCALEUP_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
     pub etcd_key: Option<PathBuf>,
     /// Range of cluster IPs.
-    #[arg(long, env = "SCALEUP_SERVICE_CIDR", value_name = "CIDR", default_value = "10.96.0.0/16")]
+    #[arg(long, env = "SCALEUP_SERVICE_CIDR", value_name = "CIDR", default_value = "10.96.0.0/16", value_parser = service_cidr)]
     pub service_cidr: String,
     /// Range of node ports.
     #[arg(long, env = "SCALEUP_NODE_PORT_RANGE", value_name = "FIRST-LAST", default_value = "30000-32767")]
@@ -103,7 +104,7 @@ pub struct ApiArgs {
 #[derive(Args, Debug, Clone)]
 pub struct NodeArgs {
     /// Name of this node; the host name by default.
-    #[arg(long, env = "SCALEUP_NODE_NAME", value_name = "NAME")]
+    #[arg(long, env = "SCALEUP_NODE_NAME", value_name = "NAME", value_parser = node_name)]
     pub node_name: Option<String>,
     /// Address of this node; found out by default.
     #[arg(long, env = "SCALEUP_NODE_IP", value_name = "IP")]
@@ -115,14 +116,14 @@ pub struct NodeArgs {
     #[arg(long, env = "SCALEUP_DOCKER_SOCKET", value_name = "PATH", default_value = "/var/run/docker.sock")]
     pub docker_socket: PathBuf,
     /// Range out of which this node takes a free /24 for its pods.
-    #[arg(long, env = "SCALEUP_POD_CIDR_POOL", value_name = "CIDR", default_value = "10.244.0.0/16")]
+    #[arg(long, env = "SCALEUP_POD_CIDR_POOL", value_name = "CIDR", default_value = "10.244.0.0/16", value_parser = pod_cidr_pool)]
     pub pod_cidr_pool: String,
     /// Address and port of the agent's own API (logs, exec); port 0 takes a free one.
     #[arg(long, env = "SCALEUP_KUBELET_LISTEN", value_name = "ADDR:PORT", default_value = "0.0.0.0:0")]
     pub kubelet_listen: SocketAddr,
     /// Labels of this node.
-    #[arg(long, env = "SCALEUP_NODE_LABELS", value_name = "KEY=VALUE", value_delimiter = ',')]
-    pub node_labels: Vec<String>,
+    #[arg(long, env = "SCALEUP_NODE_LABELS", value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
+    pub node_labels: Vec<(String, String)>,
     /// Stop the pods' containers when the agent stops; they stay up otherwise.
     #[arg(long, env = "SCALEUP_STOP_PODS")]
     pub stop_pods: bool,
@@ -145,6 +146,36 @@ pub struct LbArgs {
     pub no_nftables: bool,
 }
 
+/// Options of the controllers.
+#[derive(Args, Debug, Clone)]
+pub struct ControllersArgs {
+    /// How long a node may be silent before it counts as lost.
+    #[arg(long, env = "SCALEUP_NODE_MONITOR_GRACE_PERIOD", value_name = "TIME", default_value = "40s", value_parser = duration)]
+    pub node_monitor_grace_period: Duration,
+}
+
+/// `scaleup controllers`
+#[derive(Args, Debug, Clone)]
+pub struct ControllersRoleArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    #[command(flatten)]
+    pub controllers: ControllersArgs,
+    /// Where this role's metrics are served, at /metrics; nowhere by default.
+    #[arg(long, env = "SCALEUP_METRICS_LISTEN", value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+/// `scaleup scheduler`
+#[derive(Args, Debug, Clone)]
+pub struct SchedulerArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Where this role's metrics are served, at /metrics; nowhere by default.
+    #[arg(long, env = "SCALEUP_METRICS_LISTEN", value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
+}
+
 /// `scaleup up`
 #[derive(Args, Debug, Clone)]
 pub struct UpArgs {
@@ -156,6 +187,8 @@ pub struct UpArgs {
     pub node: NodeArgs,
     #[command(flatten)]
     pub lb: LbArgs,
+    #[command(flatten)]
+    pub controllers: ControllersArgs,
 }
 
 /// `scaleup apiserver`
@@ -194,11 +227,14 @@ pub struct LbRoleArgs {
     #[command(flatten)]
     pub lb: LbArgs,
     /// Name of this node; the host name by default.
-    #[arg(long, env = "SCALEUP_NODE_NAME", value_name = "NAME")]
+    #[arg(long, env = "SCALEUP_NODE_NAME", value_name = "NAME", value_parser = node_name)]
     pub node_name: Option<String>,
     /// Range of cluster IPs, as the API server has it.
-    #[arg(long, env = "SCALEUP_SERVICE_CIDR", value_name = "CIDR", default_value = "10.96.0.0/16")]
+    #[arg(long, env = "SCALEUP_SERVICE_CIDR", value_name = "CIDR", default_value = "10.96.0.0/16", value_parser = service_cidr)]
     pub service_cidr: String,
+    /// Where this role's metrics are served, at /metrics; nowhere by default.
+    #[arg(long, env = "SCALEUP_METRICS_LISTEN", value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// `scaleup kubeconfig`
@@ -259,7 +295,13 @@ impl std::str::FromStr for StoreChoice {
             "embedded" => Ok(Self::Embedded),
             "memory" => Ok(Self::Memory),
             _ => match s.strip_prefix("etcd://") {
-                Some(hosts) if !hosts.is_empty() && hosts.split(',').all(|h| h.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())) => {
+                Some(hosts)
+                    if !hosts.is_empty()
+                        && hosts.split(',').all(|h| {
+                            h.rsplit_once(':')
+                                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+                        }) =>
+                {
                     Ok(Self::Etcd(hosts.split(',').map(str::to_owned).collect()))
                 }
                 _ => Err("expected embedded, memory or etcd://HOST:PORT[,HOST:PORT…]".into()),
@@ -292,19 +334,63 @@ impl std::str::FromStr for PortRange {
     }
 }
 
+fn ipv4_cidr(text: &str, shortest: u8, longest: u8) -> Result<String, String> {
+    let parsed =
+        text.split_once('/').and_then(|(ip, bits)| Some((ip.parse::<Ipv4Addr>().ok()?, bits.parse::<u8>().ok()?)));
+    match parsed {
+        Some((ip, bits)) if (shortest..=longest).contains(&bits) => {
+            let mask = u32::MAX << (32 - u32::from(bits));
+            Ok(format!("{}/{bits}", Ipv4Addr::from(u32::from(ip) & mask)))
+        }
+        _ => Err(format!("expected an IPv4 range between /{shortest} and /{longest}, e.g. 10.96.0.0/16")),
+    }
+}
+
+fn service_cidr(text: &str) -> Result<String, String> {
+    ipv4_cidr(text, 12, 28)
+}
+
+fn pod_cidr_pool(text: &str) -> Result<String, String> {
+    ipv4_cidr(text, 8, 24)
+}
+
+fn node_name(text: &str) -> Result<String, String> {
+    scaleup_api::names::dns1123_subdomain(text).map(|()| text.to_owned())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    scaleup_api::names::qualified_name(key)?;
+    scaleup_api::names::label_value(value)?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = match text.as_bytes().last() {
+        Some(b's') => text[..text.len() - 1].parse().ok(),
+        Some(b'm') => text[..text.len() - 1].parse::<u64>().ok().and_then(|m| m.checked_mul(60)),
+        _ => None,
+    };
+    parsed.filter(|s| *s > 0).map(Duration::from_secs).ok_or_else(|| "expected a time such as 40s or 5m".to_owned())
+}
+
 fn default_data_dir() -> PathBuf {
-    std::env::var_os("HOME").map_or_else(|| PathBuf::from("/var/lib/scaleup"), |home| PathBuf::from(home).join(".scaleup"))
+    std::env::var_os("HOME")
+        .map_or_else(|| PathBuf::from("/var/lib/scaleup"), |home| PathBuf::from(home).join(".scaleup"))
 }
 
 /// Parses a command line; `--help` and mistakes end the process as clap does.
 pub fn parse(args: Vec<OsString>) -> Result<Cli> {
     let mut command = Cli::command();
     if let Some(path) = config_path(&args) {
-        let length = std::fs::metadata(&path).with_context(|| format!("cannot read the configuration file {}", path.display()))?.len();
+        let length = std::fs::metadata(&path)
+            .with_context(|| format!("cannot read the configuration file {}", path.display()))?
+            .len();
         if length > MAX_CONFIG_BYTES {
             bail!("the configuration file {} is larger than {MAX_CONFIG_BYTES} bytes", path.display());
         }
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read the configuration file {}", path.display()))?;
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
         command = with_file(command, &text).with_context(|| format!("in the configuration file {}", path.display()))?;
     }
     let matches = command.get_matches_from(args);
@@ -353,7 +439,9 @@ fn with_file(mut command: clap::Command, text: &str) -> Result<clap::Command> {
 }
 
 fn set_default(command: clap::Command, key: &str, value: &str, known: &mut bool) -> clap::Command {
-    let Some(id) = command.get_arguments().find(|a| a.get_long() == Some(key) && key != "config").map(|a| a.get_id().clone()) else {
+    let Some(id) =
+        command.get_arguments().find(|a| a.get_long() == Some(key) && key != "config").map(|a| a.get_id().clone())
+    else {
         return command;
     };
     *known = true;
@@ -379,7 +467,7 @@ mod tests {
         assert_eq!(up.api.listen.port(), 2);
         assert_eq!(up.node.node_name.as_deref(), Some("from-file"));
         assert!(up.node.stop_pods);
-        assert_eq!(up.node.node_labels, ["a=b", "c=d"]);
+        assert_eq!(up.node.node_labels, [("a".into(), "b".into()), ("c".into(), "d".into())]);
     }
 
     #[test]
@@ -404,6 +492,19 @@ mod tests {
         for bad in ["", "1", "2-1", "0-5", "1-70000"] {
             assert!(bad.parse::<PortRange>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn values_are_checked() {
+        assert_eq!(service_cidr("10.96.3.4/16"), Ok("10.96.0.0/16".into()));
+        for bad in ["10.96.0.0", "10.96.0.0/31", "10.96.0.0/8", "fd00::/112", "x/16", "10.96.0.0/99"] {
+            assert!(service_cidr(bad).is_err(), "{bad}");
+        }
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        for bad in ["", "5", "0s", "-1s", "s", "5h", "99999999999999999999m"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert!(node_name("Not_A_Name").is_err() && label("no-value").is_err() && label("a b=c").is_err());
     }
 
     #[test]

@@ -1,1 +1,87 @@
-fn main() {}
+//! The `scaleup` binary: parse options, build the roles they ask for, run them, drain on SIGTERM or Ctrl-C.
+//!
+//! Everything a role needs is decided here and handed to it as plain data and a `kube::Client`; roles never read options.
+
+mod alone;
+mod cli;
+mod issue;
+mod preflight;
+mod process;
+mod roles;
+mod up;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use cli::{Cli, Command, LogFormat};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn logging(cli: &Cli) -> Result<()> {
+    let filter = EnvFilter::try_new(&cli.log).map_err(|e| anyhow::anyhow!("--log {}: {e}", cli.log))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match cli.log_format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+/// Cancelled by the first SIGTERM or SIGINT; the second ends the process at once.
+fn shutdown_signal() -> Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let token = CancellationToken::new();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let cancelled = token.clone();
+    tokio::spawn(async move {
+        for round in 0.. {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if round > 0 {
+                tracing::warn!("stopping at once");
+                std::process::exit(130);
+            }
+            tracing::info!("stopping; once more to stop at once");
+            cancelled.cancel();
+        }
+    });
+    Ok(token)
+}
+
+async fn run(cli: Cli) -> Result<()> {
+    let shutdown = shutdown_signal()?;
+    match cli.command {
+        Command::Up(args) => up::run(*args, shutdown).await,
+        Command::Apiserver(args) => alone::apiserver(*args, shutdown).await,
+        Command::Controllers(args) => alone::controllers(args, shutdown).await,
+        Command::Scheduler(args) => alone::scheduler(args, shutdown).await,
+        Command::Agent(args) => alone::agent(*args, shutdown).await,
+        Command::Lb(args) => alone::lb(*args, shutdown).await,
+        Command::Kubeconfig(args) => issue::kubeconfig(&args),
+    }
+}
+
+fn main() -> ExitCode {
+    // Fails only if a provider is installed already, and then there is one.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let outcome = cli::parse(std::env::args_os().collect()).and_then(|cli| {
+        logging(&cli)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let outcome = runtime.block_on(run(cli));
+        // What is left are blocking reads that nobody waits for.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        outcome
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("scaleup: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

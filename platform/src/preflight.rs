@@ -27,10 +27,19 @@ impl DataDir {
     pub fn open(dir: &Path) -> Result<Self> {
         let shown = dir.display();
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| {
-            format!("cannot create the data directory {shown}; choose another with --data-dir, or make its parent writable")
+            format!(
+                "cannot create the data directory {shown}; choose another with --data-dir, or make its parent writable"
+            )
         })?;
         let path = dir.join("lock");
-        let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).with_context(|| {
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| {
             format!("the data directory {shown} is not writable; make it so, or choose another with --data-dir")
         })?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -38,7 +47,9 @@ impl DataDir {
             let _ = (&lock).take(32).read_to_string(&mut pid);
             let pid = pid.trim();
             let who = if pid.is_empty() { String::new() } else { format!(" (process {pid})") };
-            bail!("the data directory {shown} is in use by another scaleup{who}; stop that one, or choose another directory with --data-dir");
+            bail!(
+                "the data directory {shown} is in use by another scaleup{who}; stop that one, or choose another directory with --data-dir"
+            );
         }
         let free = statvfs(dir).map(|s| s.f_bavail.saturating_mul(s.f_frsize)).unwrap_or(u64::MAX);
         if free < MIN_FREE_BYTES {
@@ -48,7 +59,8 @@ impl DataDir {
                 MIN_FREE_BYTES >> 20
             );
         }
-        let written = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));
+        let written =
+            lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));
         written.with_context(|| format!("cannot write to the data directory {shown}"))?;
         Ok(Self { _lock: lock })
     }
@@ -58,10 +70,13 @@ impl DataDir {
 pub fn check_clock(dir: &Path) -> Result<()> {
     let now = SystemTime::now();
     if now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() < EARLIEST_CLOCK_S {
-        bail!("this machine's clock is far off (before 2025): certificates and tokens would not work; set it (timedatectl set-ntp true, or date -s) and start again");
+        bail!(
+            "this machine's clock is far off (before 2025): certificates and tokens would not work; set it (timedatectl set-ntp true, or date -s) and start again"
+        );
     }
     let marker = dir.join("lock");
-    let last = std::fs::metadata(dir.join("kubeconfig")).or_else(|_| std::fs::metadata(marker)).and_then(|m| m.modified());
+    let last =
+        std::fs::metadata(dir.join("kubeconfig")).or_else(|_| std::fs::metadata(marker)).and_then(|m| m.modified());
     if let Ok(last) = last
         && let Ok(back) = last.duration_since(now)
         && back > CLOCK_SLACK

@@ -1,0 +1,174 @@
+//! One role in a process of its own, talking HTTPS with the identity in its kubeconfig.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use prometheus_client::registry::Registry;
+use scaleup_apiserver::auth::pki::{Ca, Kubeconfig as Spec};
+use scaleup_apiserver::server::ApiServer;
+use scaleup_kubelet_lite as kubelet;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{AgentArgs, ApiserverArgs, ClientArgs, ControllersRoleArgs, LbRoleArgs, NodeArgs, SchedulerArgs};
+use crate::issue::{CLUSTER, Serving, pki_dir, serving};
+use crate::{preflight, process, roles};
+
+/// A client from a role's kubeconfig, and the CA in it.
+async fn client(args: &ClientArgs) -> Result<(kube::Client, String)> {
+    let shown = args.kubeconfig.display();
+    let file = Kubeconfig::read_from(&args.kubeconfig)
+        .with_context(|| format!("cannot read the kubeconfig {shown}; make one with: scaleup kubeconfig"))?;
+    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .with_context(|| format!("the kubeconfig {shown} is of no use"))?;
+    let ca: Vec<String> = config.root_cert.iter().flatten().map(|der| pem_of(der)).collect();
+    Ok((kube::Client::try_from(config)?, ca.concat()))
+}
+
+fn pem_of(der: &[u8]) -> String {
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    for start in (0..text.len()).step_by(64) {
+        out.push_str(&text[start..text.len().min(start + 64)]);
+        out.push('\n');
+    }
+    out.push_str("-----END CERTIFICATE-----\n");
+    out
+}
+
+/// Waits for `shutdown`, or for the first task that ends without being asked to.
+pub async fn first_end(
+    shutdown: &CancellationToken,
+    running: &mut JoinSet<(&'static str, Result<()>)>,
+    api: &mut JoinSet<(&'static str, Result<()>)>,
+) -> Result<()> {
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        Some(ended) = running.join_next() => ended,
+        Some(ended) = api.join_next() => ended,
+    };
+    match ended {
+        _ if shutdown.is_cancelled() => Ok(()),
+        Ok((name, Ok(()))) => bail!("the {name} ended by itself"),
+        Ok((name, Err(error))) => Err(error).with_context(|| format!("the {name} failed")),
+        Err(error) => Err(error).context("a role failed"),
+    }
+}
+
+/// Waits for every task; the first failure.
+pub async fn drain(tasks: &mut JoinSet<(&'static str, Result<()>)>) -> Result<()> {
+    let mut outcome = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        let ended = match ended {
+            Ok((name, result)) => result.with_context(|| format!("the {name} failed while stopping")),
+            Err(error) => Err(error).context("a role failed while stopping"),
+        };
+        outcome = outcome.and(ended);
+    }
+    outcome
+}
+
+/// Runs one role beside its metrics.
+async fn with_metrics(
+    listen: Option<SocketAddr>,
+    registry: Registry,
+    shutdown: CancellationToken,
+    role: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    match listen {
+        None => role.await,
+        Some(listen) => {
+            let metrics = process::serve_metrics(listen, Arc::new(registry), shutdown);
+            tokio::try_join!(role, metrics).map(|_| ())
+        }
+    }
+}
+
+/// `scaleup apiserver`
+pub async fn apiserver(args: ApiserverArgs, shutdown: CancellationToken) -> Result<()> {
+    let dir = args.data.data_dir.clone();
+    preflight::check_clock(&dir)?;
+    let _lock = preflight::DataDir::open(&dir)?;
+    let listener = preflight::bind(args.api.listen).await?;
+    let bound = listener.local_addr()?;
+    let ca = Ca::load_or_create(&pki_dir(&dir))?;
+    let store = roles::open_store(&args.api, &dir).await?;
+    let server =
+        ApiServer::build(roles::apiserver(&args.api, &dir, bound), store.store.clone(), process::registry()).await?;
+    let url = roles::local_url(bound);
+    let admin = Spec { cluster: CLUSTER, server: &url, user: "kubernetes-admin", groups: &["system:masters"] };
+    ca.ensure_kubeconfig(&dir.join("kubeconfig"), &admin)?;
+    println!("The API listens at {url}; the admin's kubeconfig is {}", dir.join("kubeconfig").display());
+    let outcome = server.serve(listener, shutdown).await;
+    store.close().await;
+    outcome.map_err(Into::into)
+}
+
+/// `scaleup controllers`
+pub async fn controllers(args: ControllersRoleArgs, shutdown: CancellationToken) -> Result<()> {
+    let (client, ca_pem) = client(&args.client).await?;
+    let mut registry = process::registry();
+    let metrics = scaleup_controllers::build(&mut registry);
+    let mut config = roles::controllers(&args.controllers, ca_pem);
+    config.leader_elect = true;
+    config.identity = format!("{}_{}", preflight::host_name(), std::process::id());
+    let role = scaleup_controllers::run(client, config, metrics, shutdown.clone());
+    with_metrics(args.metrics_listen, registry, shutdown, async { role.await.map_err(Into::into) }).await
+}
+
+/// `scaleup scheduler`
+pub async fn scheduler(args: SchedulerArgs, shutdown: CancellationToken) -> Result<()> {
+    let (client, _) = client(&args.client).await?;
+    let mut registry = process::registry();
+    let scheduler = scaleup_scheduler::build(scaleup_scheduler::Config::default(), &mut registry);
+    let role = scheduler.run(client, shutdown.clone());
+    with_metrics(args.metrics_listen, registry, shutdown, async { role.await.map_err(Into::into) }).await
+}
+
+/// `scaleup agent`
+pub async fn agent(args: AgentArgs, shutdown: CancellationToken) -> Result<()> {
+    let dir = args.data.data_dir.clone();
+    let _lock = preflight::DataDir::open(&dir)?;
+    let serving = serving(&args.client.kubeconfig)?;
+    let (client, _) = client(&args.client).await?;
+    let node = roles::node_name(args.node.node_name.as_ref());
+    let config = agent_config(&args.node, &dir, &node, roles::node_ip(&args.node), serving);
+    let agent = kubelet::build(config, client, roles::runtime(&args.node, &node));
+    agent.run(shutdown).await.map_err(Into::into)
+}
+
+/// The agent's configuration.
+pub fn agent_config(
+    args: &NodeArgs,
+    data_dir: &Path,
+    node: &str,
+    node_ip: IpAddr,
+    serving: Serving,
+) -> kubelet::Config {
+    kubelet::Config {
+        node_ip,
+        data_dir: roles::agent_dir(data_dir),
+        pod_cidr_pool: args.pod_cidr_pool.clone(),
+        listen: args.kubelet_listen,
+        labels: args.node_labels.iter().cloned().collect(),
+        stop_pods: args.stop_pods,
+        tls: kubelet::Tls { ca_pem: serving.ca_pem, cert_pem: serving.cert_pem, key_pem: serving.key_pem },
+        ..kubelet::Config::new(node)
+    }
+}
+
+/// `scaleup lb`
+pub async fn lb(args: LbRoleArgs, shutdown: CancellationToken) -> Result<()> {
+    let (client, _) = client(&args.client).await?;
+    let node = roles::node_name(args.node_name.as_ref());
+    let mut registry = process::registry();
+    let config = roles::lb(&args.lb, &node, preflight::primary_address(), &args.service_cidr);
+    let lb = scaleup_lb::build(config, &mut registry);
+    let role = lb.run(client, shutdown.clone());
+    with_metrics(args.metrics_listen, registry, shutdown, async { role.await.map_err(Into::into) }).await
+}

@@ -1,0 +1,158 @@
+//! From options to each role's own configuration and dependencies; used by `up` and by the roles that run alone.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use scaleup_apiserver::server::ServerConfig;
+use scaleup_kubelet_lite as kubelet;
+use scaleup_store::Store;
+use scaleup_store::embedded::{self, EmbeddedStore};
+use scaleup_store::etcd::{self, EtcdStore};
+use scaleup_store::memory::MemoryStore;
+
+use crate::cli::{ApiArgs, ControllersArgs, LbArgs, NodeArgs, RuntimeChoice, StoreChoice};
+use crate::issue::CLUSTER;
+use crate::preflight;
+
+/// Name of the embedded store's file.
+const STORE_FILE: &str = "store.redb";
+/// nftables allows longer names, but a listing should stay readable.
+const MAX_TABLE_NAME: usize = 60;
+
+/// An opened store, and what closes it.
+pub struct OpenStore {
+    /// For the API server.
+    pub store: Arc<dyn Store>,
+    embedded: Option<Arc<EmbeddedStore>>,
+}
+
+impl OpenStore {
+    /// Finishes queued writes and releases the file.
+    pub async fn close(self) {
+        if let Some(embedded) = self.embedded {
+            embedded.close().await;
+        }
+    }
+}
+
+fn file(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Opens the store that the options name.
+pub async fn open_store(api: &ApiArgs, data_dir: &Path) -> Result<OpenStore> {
+    match &api.store {
+        StoreChoice::Embedded => {
+            let path = data_dir.join(STORE_FILE);
+            let store = EmbeddedStore::open(&path, embedded::Options::default()).await.with_context(|| {
+                format!(
+                    "cannot open the store {}; a damaged one is never changed: move it away, or restore a backup",
+                    path.display()
+                )
+            })?;
+            let store = Arc::new(store);
+            Ok(OpenStore { store: store.clone(), embedded: Some(store) })
+        }
+        StoreChoice::Memory => {
+            tracing::warn!("the store is in memory: everything is forgotten when this process ends");
+            Ok(OpenStore { store: Arc::new(MemoryStore::new()), embedded: None })
+        }
+        StoreChoice::Etcd(hosts) => {
+            let tls = match &api.etcd_ca {
+                None => None,
+                Some(ca) => {
+                    let identity = match (&api.etcd_cert, &api.etcd_key) {
+                        (Some(cert), Some(key)) => Some((file(cert)?, file(key)?)),
+                        _ => None,
+                    };
+                    Some(etcd::Tls { ca_pem: file(ca)?, identity_pem: identity })
+                }
+            };
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            let endpoints: Vec<String> = hosts.iter().map(|h| format!("{scheme}://{h}")).collect();
+            let options = etcd::Options { tls, ..etcd::Options::default() };
+            let store =
+                EtcdStore::connect(&endpoints, options).await.context("is etcd running, and is --store right?")?;
+            Ok(OpenStore { store: Arc::new(store), embedded: None })
+        }
+    }
+}
+
+/// The API server's configuration for a bound port.
+pub fn apiserver(api: &ApiArgs, data_dir: &Path, bound: SocketAddr) -> ServerConfig {
+    ServerConfig {
+        data_dir: data_dir.into(),
+        cluster_name: CLUSTER.into(),
+        service_cidr: api.service_cidr.clone(),
+        node_port_range: (api.node_port_range.0, api.node_port_range.1),
+        advertise_address: advertise(api, bound.ip()),
+        advertise_port: bound.port(),
+        extra_names: api.tls_names.clone(),
+        ..ServerConfig::default()
+    }
+}
+
+/// Where nodes and pods reach the API: as told, else the address listened on, else the machine's primary address. Loopback is no
+/// address for pods, whatever is listened on.
+fn advertise(api: &ApiArgs, bound: IpAddr) -> IpAddr {
+    let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_loopback();
+    api.advertise_address.unwrap_or_else(|| Some(bound).filter(usable).unwrap_or_else(preflight::primary_address))
+}
+
+/// URL for clients on this machine.
+pub fn local_url(bound: SocketAddr) -> String {
+    let ip = if bound.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { bound.ip() };
+    format!("https://{}", SocketAddr::new(ip, bound.port()))
+}
+
+/// This node's name.
+pub fn node_name(given: Option<&String>) -> String {
+    given.cloned().unwrap_or_else(preflight::host_name)
+}
+
+/// This node's address.
+pub fn node_ip(node: &NodeArgs) -> IpAddr {
+    node.node_ip.unwrap_or_else(preflight::primary_address)
+}
+
+/// The controllers' configuration.
+pub fn controllers(args: &ControllersArgs, ca_pem: String) -> scaleup_controllers::Config {
+    scaleup_controllers::Config {
+        ca_pem,
+        node_monitor_grace_period: args.node_monitor_grace_period,
+        ..scaleup_controllers::Config::default()
+    }
+}
+
+/// The load balancer's configuration.
+pub fn lb(args: &LbArgs, node: &str, node_ip: IpAddr, service_cidr: &str) -> scaleup_lb::Config {
+    let mut table: String = format!("scaleup-{node}")
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
+        .collect();
+    table.truncate(MAX_TABLE_NAME);
+    scaleup_lb::Config {
+        bind_address: args.lb_bind,
+        advertise_ip: args.lb_advertise.unwrap_or(node_ip),
+        threads: args.lb_threads,
+        table,
+        service_cidr: service_cidr.into(),
+        enable_nftables: !args.no_nftables,
+        ..scaleup_lb::Config::new(node)
+    }
+}
+
+/// Folder of the agent in a data directory.
+pub fn agent_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("node")
+}
+
+/// The container runtime that the options name.
+pub fn runtime(node: &NodeArgs, instance: &str) -> Arc<dyn kubelet::runtime::ContainerRuntime> {
+    match node.runtime {
+        RuntimeChoice::Docker => Arc::new(kubelet::runtime::docker::Docker::new(&node.docker_socket, instance)),
+        RuntimeChoice::Fake => Arc::new(kubelet::runtime::fake::Fake::new()),
+    }
+}

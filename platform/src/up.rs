@@ -1,0 +1,113 @@
+//! `scaleup up`: every role in one process, each a client of the API server next to it, without sockets in between.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use scaleup_apiserver::auth::pki::{Ca, Kubeconfig};
+use scaleup_apiserver::server::{ApiServer, Server};
+use scaleup_apiserver::user::UserInfo;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::UpArgs;
+use crate::issue::{CLUSTER, Serving, pki_dir};
+use crate::{alone, preflight, process, roles};
+
+/// A role's name and how it ended.
+type Ended = (&'static str, Result<()>);
+
+fn client(server: &Arc<Server>, user: &str, groups: &[&str]) -> kube::Client {
+    kube::Client::new(server.in_process(UserInfo::system(user, groups)), "default")
+}
+
+/// Runs until `shutdown`, then drains role by role.
+pub async fn run(args: UpArgs, shutdown: CancellationToken) -> Result<()> {
+    let dir = args.data.data_dir.clone();
+    preflight::check_clock(&dir)?;
+    let _lock = preflight::DataDir::open(&dir)?;
+    let listener = preflight::bind(args.api.listen).await?;
+    let bound = listener.local_addr()?;
+    let ca = Ca::load_or_create(&pki_dir(&dir))?;
+    let store = roles::open_store(&args.api, &dir).await?;
+
+    let mut metrics = process::registry();
+    let node = roles::node_name(args.node.node_name.as_ref());
+    let node_ip = roles::node_ip(&args.node);
+    let lb = scaleup_lb::build(roles::lb(&args.lb, &node, node_ip, &args.api.service_cidr), &mut metrics);
+    let controller_metrics = scaleup_controllers::build(&mut metrics);
+    let scheduler = scaleup_scheduler::build(scaleup_scheduler::Config::default(), &mut metrics);
+    let serving = node_serving(&ca, &node, node_ip)?;
+    let agent_config = alone::agent_config(&args.node, &dir, &node, node_ip, serving);
+
+    let server = ApiServer::build(roles::apiserver(&args.api, &dir, bound), store.store.clone(), metrics).await?;
+    let api_stop = CancellationToken::new();
+    let mut api = JoinSet::new();
+    let serve = server.clone().serve(listener, api_stop.clone());
+    api.spawn(async move { ("API server", serve.await.map_err(Into::into)) });
+
+    let kubeconfig = dir.join("kubeconfig");
+    let url = roles::local_url(bound);
+    let admin = Kubeconfig { cluster: CLUSTER, server: &url, user: "kubernetes-admin", groups: &["system:masters"] };
+    ca.ensure_kubeconfig(&kubeconfig, &admin)?;
+
+    // Roles stop before the API does, so that what they do last is still recorded.
+    let stop = CancellationToken::new();
+    let mut running: JoinSet<Ended> = JoinSet::new();
+    let controllers = scaleup_controllers::run(
+        client(&server, "system:kube-controller-manager", &[]),
+        roles::controllers(&args.controllers, ca.cert_pem().to_owned()),
+        controller_metrics,
+        stop.clone(),
+    );
+    running.spawn(async move { ("controllers", controllers.await.map_err(Into::into)) });
+    let (scheduler_client, scheduler_stop) = (client(&server, "system:kube-scheduler", &[]), stop.clone());
+    running
+        .spawn(async move { ("scheduler", scheduler.run(scheduler_client, scheduler_stop).await.map_err(Into::into)) });
+    let (lb_client, lb_stop) = (client(&server, "system:kube-proxy", &[]), stop.clone());
+    running.spawn(async move { ("load balancer", lb.run(lb_client, lb_stop).await.map_err(Into::into)) });
+    let agent_client = client(&server, &format!("system:node:{node}"), &["system:nodes"]);
+    let agent = scaleup_kubelet_lite::build(agent_config, agent_client, roles::runtime(&args.node, &node));
+    let agent_stop = stop.clone();
+    running.spawn(async move { ("node agent", agent.run(agent_stop).await.map_err(Into::into)) });
+
+    let outcome = tokio::select! {
+        () = greet(&server, &args, &url, &kubeconfig, &shutdown) => alone::first_end(&shutdown, &mut running, &mut api).await,
+        ended = alone::first_end(&shutdown, &mut running, &mut api) => ended,
+    };
+    stop.cancel();
+    let roles_ended = alone::drain(&mut running).await;
+    api_stop.cancel();
+    let api_ended = alone::drain(&mut api).await;
+    drop(server);
+    store.close().await;
+    tracing::info!("stopped");
+    outcome.and(roles_ended).and(api_ended)
+}
+
+fn node_serving(ca: &Ca, node: &str, node_ip: std::net::IpAddr) -> Result<Serving> {
+    let names = [node_ip.to_string(), "127.0.0.1".to_owned(), "localhost".to_owned()];
+    let identity = ca.issue_node_serving(node, &names).context("the node agent's certificate")?;
+    Ok(Serving { ca_pem: ca.cert_pem().to_owned(), cert_pem: identity.cert_pem, key_pem: identity.key_pem })
+}
+
+/// Says where everything is once it is ready; then never returns before `shutdown`.
+async fn greet(
+    server: &Arc<Server>,
+    args: &UpArgs,
+    url: &str,
+    kubeconfig: &std::path::Path,
+    shutdown: &CancellationToken,
+) {
+    tokio::select! {
+        () = server.wait_ready() => {}
+        () = shutdown.cancelled() => return,
+    }
+    let kubeconfig = kubeconfig.display();
+    println!("\nScaleUp is ready.");
+    println!("  API            {url}");
+    println!("  kubeconfig     {kubeconfig}");
+    println!("  load balancer  {}: each Service of type LoadBalancer at its own port", args.lb.lb_bind);
+    println!("  next           export KUBECONFIG={kubeconfig} && kubectl get nodes");
+    println!("                 or, in a checkout: make demo\n");
+    shutdown.cancelled().await;
+}
