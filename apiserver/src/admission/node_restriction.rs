@@ -269,7 +269,8 @@ mod tests {
             ("", "pods", bound("mine", "n1")),
             ("", "pods", bound("theirs", "n2")),
         ]);
-        let result = write.by(user("system:node:n1", &[NODES_GROUP])).with(|a| check(&*reader, a));
+        let mut write = write.by(user("system:node:n1", &[NODES_GROUP]));
+        let result = write.with(|a| check(&*reader, a));
         match (result, expected) {
             (Ok(()), None) => {}
             (Err(error), Some(text)) => assert!(error.message.contains(text), "{} / {text}", error.message),
@@ -296,7 +297,7 @@ mod tests {
 
     #[test]
     fn agents_create_only_their_own_mirror_pods() {
-        let create = |object: Value, expected| ask(Write::create("", "Pod", "pods", object), expected);
+        let create = |object: Value, expected: Option<&str>| ask(Write::create("", "Pod", "pods", object), expected);
         create(mirror(), None);
         create(bound("p", "n1"), Some("can only create mirror pods"));
         create(changed(mirror(), "/spec/nodeName", json!("n2")), Some("with spec.nodeName set to itself"));

@@ -200,10 +200,10 @@ mod tests {
         check(json!({"volumes": [{"projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}), false);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_new_namespaces_default_account_is_waited_for() {
         let reader = MapReader::new(&[]);
-        assert!(find(&*reader, "web", "default").await.is_none());
+        assert!(find(&*reader, "web", "robot").await.is_none());
         let late = reader.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(350)).await;

@@ -27,6 +27,17 @@ struct State {
     lists: usize,
 }
 
+const KINDS: &[(&str, &str)] = &[
+    ("clusterrolebindings", "ClusterRoleBinding"),
+    ("clusterroles", "ClusterRole"),
+    ("nodes", "Node"),
+    ("pods", "Pod"),
+    ("priorityclasses", "PriorityClass"),
+    ("rolebindings", "RoleBinding"),
+    ("roles", "Role"),
+    ("serviceaccounts", "ServiceAccount"),
+];
+
 const FIELDS: &[SelectableField] = &[SelectableField { path: "spec.nodeName", get: |v| text(v, "/spec/nodeName") }];
 
 fn text(value: &Value, pointer: &str) -> String {
@@ -56,7 +67,11 @@ impl MapReader {
         reader
     }
 
-    pub(crate) fn put(&self, group: &str, plural: &str, object: Value) {
+    /// Adds or replaces; `apiVersion` and `kind` may be left out.
+    pub(crate) fn put(&self, group: &str, plural: &str, mut object: Value) {
+        let kind = KINDS.iter().find(|(p, _)| *p == plural).map(|(_, kind)| *kind).unwrap();
+        object["kind"] = kind.into();
+        object["apiVersion"] = if group.is_empty() { "v1".into() } else { format!("{group}/v1").into() };
         let key = (group.into(), plural.into(), text(&object, "/metadata/namespace"), text(&object, "/metadata/name"));
         let fields = if plural == "pods" { FIELDS } else { &[] };
         self.state.lock().change(key, |revision| Some(Cached::from_value(&object, revision, fields).unwrap()));

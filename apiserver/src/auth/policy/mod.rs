@@ -1,7 +1,6 @@
-//! Default roles and bindings: the rows of [`table`] as objects, and how they are kept up.
+//! Default roles and bindings: the rows of [`table`] as objects.
 //!
-//! At start a missing object is created and a missing permission added, as upstream's `rbac/bootstrap-roles` hook does;
-//! objects annotated `rbac.authorization.kubernetes.io/autoupdate: "false"` are left alone. Nothing is ever taken away.
+//! [`crate::bootstrap`] writes them, gives back what they lack, and never takes anything away.
 
 mod table;
 
@@ -101,41 +100,6 @@ pub fn bootstrap_objects() -> Vec<Value> {
         all.push(binding("RoleBinding", Some(NAMESPACE), role_name, ("Role", role_name), subjects));
     }
     all
-}
-
-/// Brings a stored default object up to date: adds what `wanted` has and it lacks. `None` if there is nothing to write.
-pub fn reconcile(stored: &Value, wanted: &Value) -> Option<Value> {
-    let annotation = stored.pointer("/metadata/annotations").and_then(|a| a.get(AUTOUPDATE)).and_then(Value::as_str);
-    if annotation == Some("false") {
-        return None;
-    }
-    let mut next = stored.clone();
-    // An aggregated role's rules are the aggregation's business.
-    let lists: &[&str] = if wanted.get("aggregationRule").is_some() { &[] } else { &["rules", "subjects"] };
-    for key in lists {
-        for item in wanted[*key].as_array().into_iter().flatten() {
-            match next[*key].as_array_mut() {
-                Some(have) if have.contains(item) => {}
-                Some(have) => have.push(item.clone()),
-                None => next[*key] = json!([item]),
-            }
-        }
-    }
-    if next.get("aggregationRule").is_none_or(Value::is_null)
-        && let Some(aggregation) = wanted.get("aggregationRule")
-    {
-        next["aggregationRule"] = aggregation.clone();
-    }
-    if next["metadata"].is_object() {
-        for key in ["labels", "annotations"] {
-            for (name, value) in wanted["metadata"][key].as_object().into_iter().flatten() {
-                if next["metadata"][key].get(name).is_none() {
-                    next["metadata"][key][name] = value.clone();
-                }
-            }
-        }
-    }
-    (next != *stored).then_some(next)
 }
 
 #[cfg(test)]
@@ -303,7 +267,6 @@ mod tests {
                 "create /pods/exec web/x",
                 "create /pods/binding web/x",
                 "impersonate /users /bob",
-                "update coordination.k8s.io/leases kube-system/kube-scheduler",
             ],
         );
         check(
@@ -338,7 +301,7 @@ mod tests {
         check(
             &user("prometheus", &["system:monitoring"]),
             &["get //metrics", "get //readyz/store"],
-            &["get //api/x//", "list /pods"],
+            &["get //logs/x", "list /pods"],
         );
         check(
             &user("system:serviceaccount:a:b", &["system:serviceaccounts"]),
@@ -350,25 +313,6 @@ mod tests {
     #[test]
     fn nodes_get_nothing_through_rbac() {
         check(&user("system:node:n1", &[]), &["get //api"], &["list /pods", "get /secrets web/s", "patch /nodes /n1"]);
-    }
-
-    #[test]
-    fn a_missing_permission_comes_back_and_additions_stay() {
-        let objects = bootstrap_objects();
-        let wanted = objects.iter().find(|o| o["metadata"]["name"] == "system:basic-user").unwrap();
-        assert_eq!(reconcile(wanted, wanted), None);
-        let mut stored = wanted.clone();
-        stored["rules"] = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]);
-        stored["metadata"]["labels"] = Value::Null;
-        let next = reconcile(&stored, wanted).unwrap();
-        assert_eq!(next["rules"].as_array().unwrap().len(), 1 + wanted["rules"].as_array().unwrap().len());
-        assert_eq!(next["metadata"]["labels"], wanted["metadata"]["labels"]);
-        stored["metadata"]["annotations"][AUTOUPDATE] = json!("false");
-        assert_eq!(reconcile(&stored, wanted), None);
-        let admin = objects.iter().find(|o| o["metadata"]["name"] == "admin").unwrap();
-        let mut resolved = admin.clone();
-        resolved["rules"] = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]);
-        assert_eq!(reconcile(&resolved, admin), None, "aggregated rules are left to the aggregation");
     }
 
     #[test]
