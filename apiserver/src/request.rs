@@ -80,8 +80,7 @@ fn resource_path(group: &str, version: &str, rest: &[&str]) -> Option<ResourcePa
         ["watch", tail @ ..] if !tail.is_empty() => (true, tail),
         _ => (false, rest),
     };
-    let mut out =
-        ResourcePath { group: group.into(), version: version.into(), watch, ..ResourcePath::default() };
+    let mut out = ResourcePath { group: group.into(), version: version.into(), watch, ..ResourcePath::default() };
     let rest = match rest {
         // The namespace itself, and its subresources; anything longer is something in the namespace.
         ["namespaces"] | ["namespaces", _] | ["namespaces", _, "status" | "finalize"] => rest,
@@ -249,9 +248,9 @@ impl ListOptions {
     /// Of a list, watch or deletecollection.
     pub fn parse(query: &Query, watch: bool) -> Result<Self, ApiError> {
         let bad = |what: &str, e: &dyn std::fmt::Display| ApiError::bad_request(format!("unable to parse {what}: {e}"));
-        let labels = LabelSelector::parse(query.get("labelSelector")).map_err(|e| ApiError::bad_request(e.to_string()))?;
-        let fields =
-            FieldSelector::parse(query.get("fieldSelector")).map_err(|e| bad("fieldSelector", &e))?;
+        let labels =
+            LabelSelector::parse(query.get("labelSelector")).map_err(|e| ApiError::bad_request(e.to_string()))?;
+        let fields = FieldSelector::parse(query.get("fieldSelector")).map_err(|e| bad("fieldSelector", &e))?;
         let version = match query.get("resourceVersion") {
             "" => None,
             text => Some(parse_version(text)?),
@@ -420,7 +419,10 @@ mod tests {
         check("/api/v1/namespaces/a/pods", Some(("", "v1", "a", "pods", "", "")));
         check("/api/v1/namespaces/a/pods/b", Some(("", "v1", "a", "pods", "b", "")));
         check("/api/v1/namespaces/a/pods/b/log", Some(("", "v1", "a", "pods", "b", "log")));
-        check("/apis/apps/v1/namespaces/a/deployments/b/status", Some(("apps", "v1", "a", "deployments", "b", "status")));
+        check(
+            "/apis/apps/v1/namespaces/a/deployments/b/status",
+            Some(("apps", "v1", "a", "deployments", "b", "status")),
+        );
         check("/apis/g/v1/roles/system%3Anode", Some(("g", "v1", "", "roles", "system:node", "")));
         for other in ["/", "", "/api", "/api/v1", "/apis/apps", "/apis/apps/v1", "/livez", "/version/"] {
             assert_eq!(resolve(other), Target::NonResource, "{other}");
@@ -452,7 +454,8 @@ mod tests {
             Target::Resource(p) => p,
             other => panic!("{other:?}"),
         };
-        let check = |m: Method, p: &str, q: &str, v: Verb| assert_eq!(verb(&m, &path(p), &query(q)), Some(v), "{p}?{q}");
+        let check =
+            |m: Method, p: &str, q: &str, v: Verb| assert_eq!(verb(&m, &path(p), &query(q)), Some(v), "{p}?{q}");
         check(Method::GET, "/api/v1/pods", "", Verb::List);
         check(Method::GET, "/api/v1/pods", "watch=true", Verb::Watch);
         check(Method::GET, "/api/v1/pods", "watch=0", Verb::List);
@@ -471,8 +474,12 @@ mod tests {
         assert_eq!(refused("limit=x", false), "limit: strconv.ParseInt: parsing \"x\": invalid syntax");
         assert!(refused("resourceVersion=-1", false).contains("Invalid value: \"-1\""));
         assert!(refused("resourceVersionMatch=Exact", false).contains("forbidden unless resourceVersion is provided"));
-        assert!(refused("resourceVersionMatch=Maybe&resourceVersion=1", false).contains("Unsupported value: \"Maybe\""));
-        assert!(refused("resourceVersionMatch=Exact&resourceVersion=0", false).contains("forbidden for resourceVersion"));
+        assert!(
+            refused("resourceVersionMatch=Maybe&resourceVersion=1", false).contains("Unsupported value: \"Maybe\"")
+        );
+        assert!(
+            refused("resourceVersionMatch=Exact&resourceVersion=0", false).contains("forbidden for resourceVersion")
+        );
         assert!(refused("resourceVersionMatch=NotOlderThan", true).contains("forbidden for watch"));
         assert!(refused("sendInitialEvents=true", true).contains("requires setting resourceVersionMatch"));
         assert!(refused("sendInitialEvents=true", false).contains("forbidden for list"));

@@ -137,7 +137,11 @@ impl Cached {
     }
 
     /// From a whole object; for tests and for callers that have no stored bytes.
-    pub fn from_value(value: &Value, revision: Revision, selectable: &[SelectableField]) -> Result<Self, DamagedObject> {
+    pub fn from_value(
+        value: &Value,
+        revision: Revision,
+        selectable: &[SelectableField],
+    ) -> Result<Self, DamagedObject> {
         let text = |field: &str| value["metadata"][field].as_str().unwrap_or_default().to_owned();
         let key = object_key(&text("namespace"), &text("name"));
         Self::from_stored(&key, &encode::to_stored(value), revision, selectable, EventType::Added)
@@ -290,9 +294,7 @@ impl Caches {
             return Ok(());
         }
         let mut changed = self.progress_changed.subscribe();
-        let reached = async {
-            while !self.reached(revision) && changed.changed().await.is_ok() {}
-        };
+        let reached = async { while !self.reached(revision) && changed.changed().await.is_ok() {} };
         match tokio::time::timeout(CATCH_UP_TIMEOUT, reached).await {
             Ok(()) => Ok(()),
             Err(_) if !self.is_synced() => Err(CacheError::NotReady),

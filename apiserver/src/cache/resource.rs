@@ -364,11 +364,7 @@ impl State {
     }
 }
 
-fn collect(
-    objects: &BTreeSet<Entry>,
-    range: Range<'_>,
-    matches: &dyn Fn(&Cached) -> bool,
-) -> (Vec<Arc<Cached>>, u64) {
+fn collect(objects: &BTreeSet<Entry>, range: Range<'_>, matches: &dyn Fn(&Cached) -> bool) -> (Vec<Arc<Cached>>, u64) {
     let namespace = if range.namespace.is_empty() { String::new() } else { format!("{}/", range.namespace) };
     let start = if range.start_after > namespace.as_str() {
         Bound::Excluded(range.start_after)
@@ -412,19 +408,30 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Up to `max` events that came since the last call; empty if there are none yet.
-    pub fn read(&mut self, max: usize, out: &mut Vec<Arc<CacheEvent>>) -> Result<(), Missed> {
+    /// Up to `max` events that came since the last call; returns how many positions it went on (0: nothing yet).
+    pub fn read(&mut self, max: usize, out: &mut Vec<Arc<CacheEvent>>) -> Result<usize, Missed> {
         let from = out.len();
         self.channel.ring.read().read(self.position, max, out)?;
-        self.position += (out.len() - from) as u64;
+        let passed = out.len() - from;
+        self.position += passed as u64;
         let after = self.after;
         out.retain(|e| e.revision > after);
-        Ok(())
+        Ok(passed)
     }
 
-    /// Resolves when there may be more to read. Create (and `enable`) it before the read that finds nothing.
+    /// For waiting without borrowing the subscription.
+    pub fn waker(&self) -> TopicWaker {
+        TopicWaker(self.channel.clone())
+    }
+}
+
+/// Tells when a topic has news.
+pub struct TopicWaker(Arc<Channel>);
+
+impl TopicWaker {
+    /// Resolves when there may be more to read. Create and `enable` it before the read that finds nothing.
     pub fn woken(&self) -> tokio::sync::futures::Notified<'_> {
-        self.channel.wake.notified()
+        self.0.wake.notified()
     }
 }
 

@@ -38,7 +38,11 @@ fn seen(cache: &Arc<ResourceCache>, topic: Topic, want: &str) -> Vec<(String, St
         let object: Value = serde_json::from_slice(&e.object(kind)).unwrap();
         assert_eq!(event["object"], object);
         let version = object["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
-        Some((event["type"].as_str().unwrap().to_owned(), object["metadata"]["name"].as_str().unwrap().to_owned(), version))
+        Some((
+            event["type"].as_str().unwrap().to_owned(),
+            object["metadata"]["name"].as_str().unwrap().to_owned(),
+            version,
+        ))
     };
     events.iter().filter_map(describe).collect()
 }

@@ -1,0 +1,170 @@
+//! Connections: accept, TLS, HTTP/1.1 and HTTP/2 with limits, graceful drain.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+use tracing::{debug, info, warn};
+
+use super::Server;
+use crate::auth::PeerCertificate;
+use crate::auth::pki::{PkiError, apiserver_names, hostname, keep_fresh};
+
+/// Longest TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for a request's head, and longest idle time of an HTTP/1.1 connection.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Flow-control windows of HTTP/2: hyper's defaults throttle lists to a client with some latency.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// Streams of one HTTP/2 connection: every watch of a client is one.
+const MAX_STREAMS: u32 = 4_096;
+/// Largest HTTP/2 frame.
+const MAX_FRAME_BYTES: u32 = 1 << 20;
+/// Bytes buffered per HTTP/2 stream before a body is asked for more.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+/// HTTP/2 pings find clients that are gone.
+const PING_PERIOD: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long requests may finish after the server was told to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after `accept` failed (out of file descriptors).
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Request extension: where the client is.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAddress(pub SocketAddr);
+
+/// Request extension: cancelled when the listener that the request came through drains; watches end then.
+#[derive(Clone, Debug)]
+pub struct Draining(pub CancellationToken);
+
+/// Why serving is impossible.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The serving certificate.
+    #[error("the serving certificate cannot be made")]
+    Pki(#[from] PkiError),
+}
+
+impl Server {
+    /// Serves TLS (h2 and http/1.1, client certificates optional) until `shutdown`, then drains: no new connections,
+    /// watches end, other requests finish within [`DRAIN_TIMEOUT`]. Roles in this process are served on until
+    /// [`Server::stop`].
+    pub async fn serve(self: &Arc<Self>, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let config = &self.config;
+        let names = apiserver_names(&hostname(), config.advertise_address, self.first_service_ip, &config.extra_names);
+        let serving = self.ca.serving(names)?;
+        tokio::spawn(keep_fresh(vec![serving.certificate.clone()], self.tokens.clone(), shutdown.clone()));
+        let acceptor = TlsAcceptor::from(serving.config);
+        let places = Arc::new(Semaphore::new(config.max_connections));
+        let graceful = GracefulShutdown::new();
+        let draining = Draining(self.stopping.child_token());
+        let router = self.router();
+        while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(cause) => {
+                    warn!(%cause, "a connection cannot be accepted");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let Ok(place) = places.clone().try_acquire_owned() else {
+                debug!(%peer, "too many connections: refused");
+                continue;
+            };
+            let connection = Connection {
+                acceptor: acceptor.clone(),
+                router: router.clone(),
+                peer: PeerAddress(peer),
+                draining: draining.clone(),
+                watcher: graceful.watcher(),
+            };
+            tokio::spawn(async move {
+                connection.run(stream).await;
+                drop(place);
+            });
+        }
+        drop(listener);
+        info!("draining connections");
+        draining.0.cancel();
+        if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
+            warn!("some connections did not end in time and are cut");
+        }
+        Ok(())
+    }
+}
+
+struct Connection {
+    acceptor: TlsAcceptor,
+    router: Router,
+    peer: PeerAddress,
+    draining: Draining,
+    watcher: hyper_util::server::graceful::Watcher,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream) {
+        let peer = self.peer;
+        // Small answers must not wait for acknowledgements; without the option they are only slower.
+        let _ = stream.set_nodelay(true);
+        let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)).await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(cause)) => return debug!(peer = %peer.0, %cause, "TLS handshake failed"),
+            Err(_) => return debug!(peer = %peer.0, "TLS handshake took too long"),
+        };
+        let certificate = match tls.get_ref().1.peer_certificates().and_then(|c| c.first()) {
+            None => None,
+            Some(der) => match PeerCertificate::from_der(der) {
+                Ok(certificate) => Some(certificate),
+                Err(cause) => return debug!(peer = %peer.0, %cause, "the client certificate names nobody"),
+            },
+        };
+        let (router, draining) = (self.router, self.draining);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let mut request = request.map(Body::new);
+            let extensions = request.extensions_mut();
+            extensions.insert(peer);
+            extensions.insert(draining.clone());
+            if let Some(certificate) = &certificate {
+                extensions.insert(certificate.clone());
+            }
+            router.clone().call(request)
+        });
+        let builder = builder();
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
+        if let Err(cause) = self.watcher.watch(connection).await {
+            debug!(peer = %peer.0, %cause, "connection ended");
+        }
+    }
+}
+
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .keep_alive_interval(PING_PERIOD)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
