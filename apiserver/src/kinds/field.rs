@@ -363,7 +363,8 @@ pub(super) mod test {
 
     /// Decodes YAML.
     pub fn yaml(text: &str) -> Value {
-        serde_saphyr::from_str(text).expect("test yaml parses")
+        let options = serde_saphyr::options! { strict_booleans: true };
+        serde_saphyr::from_str_with_options(text, options).expect("test yaml parses")
     }
 
     /// Creates from YAML: the stored object or the messages.

@@ -179,7 +179,8 @@ fn spec_fields() {
         &[
             "spec.securityContext.runAsUser: Invalid value: -1: must be between 0 and 2147483647, inclusive",
             "spec.securityContext.seccompProfile.localhostProfile: Required value: must be set when seccomp type is Localhost",
-            "spec.securityContext.sysctls[0].name: Invalid value: \"a b\": must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
+            "spec.securityContext.sysctls: Forbidden: sysctls are not supported yet; set them on the node",
+            "spec.securityContext.sysctls[0].name: Invalid value: \"a b\": must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
         ],
     );
     refused(PodRules, "{metadata: {name: a}}", &["spec.containers: Required value"]);
@@ -388,6 +389,10 @@ fn what_is_not_supported_is_refused_with_a_reason() {
         "ephemeralContainers: [{name: x}]",
         "securityContext: {windowsOptions: {}}",
         "securityContext: {seLinuxOptions: {level: x}}",
+        "securityContext: {appArmorProfile: {type: Unconfined}}",
+        "securityContext: {sysctls: [{name: net.core.somaxconn, value: '1'}]}",
+        "securityContext: {supplementalGroupsPolicy: Strict}",
+        "setHostnameAsFQDN: true",
     ] {
         let text = pod(&format!("{{containers: [{{name: a, image: b}}], {extra}}}"));
         let errors = create(PodRules, &text).expect_err(extra);
@@ -399,8 +404,11 @@ fn what_is_not_supported_is_refused_with_a_reason() {
         "resources: {claims: [{name: a}]}",
         "securityContext: {windowsOptions: {}}",
         "lifecycle: {postStart: {tcpSocket: {port: 1}}}",
+        "securityContext: {appArmorProfile: {type: Localhost, localhostProfile: x}}",
+        "volumeMounts: [{name: v, mountPath: /v, mountPropagation: HostToContainer}]",
+        "volumeMounts: [{name: v, mountPath: /v, readOnly: true, recursiveReadOnly: Enabled}]",
     ] {
-        let text = pod(&format!("{{containers: [{{name: a, image: b, {extra}}}]}}"));
+        let text = pod(&format!("{{volumes: [{{name: v}}], containers: [{{name: a, image: b, {extra}}}]}}"));
         let errors = create(PodRules, &text).expect_err(extra);
         assert!(errors.iter().all(|e| e.contains(": Forbidden: ")), "{extra}: {errors:?}");
     }

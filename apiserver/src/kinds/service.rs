@@ -203,7 +203,11 @@ fn validate_ports(path: &Path<'_>, spec: &ServiceSpec, errors: &mut Errors) {
 
 fn validate_port(at: &Path<'_>, port: &ServicePort, errors: &mut Errors) {
     field::port(errors, &at.child("port"), port.port);
-    field::one_of(errors, &at.child("protocol"), field::text(&port.protocol), field::PROTOCOLS);
+    let protocol = field::text(&port.protocol);
+    field::one_of(errors, &at.child("protocol"), protocol, field::PROTOCOLS);
+    if protocol == "SCTP" {
+        errors.push(FieldError::forbidden(at.child("protocol"), "SCTP is not supported yet; use TCP or UDP"));
+    }
     if let Some(target) = &port.target_port {
         field::port_or_name(errors, &at.child("targetPort"), target);
     }
@@ -325,7 +329,8 @@ fn validate_traffic(path: &Path<'_>, spec: &ServiceSpec, errors: &mut Errors) {
 
 fn validate_spec_update(path: &Path<'_>, new: &ServiceSpec, old: &ServiceSpec, errors: &mut Errors) {
     let external_name = |s: &ServiceSpec| s.type_.as_deref() == Some("ExternalName");
-    if !external_name(new) && !external_name(old) && !(is_headless(new) && is_headless(old)) {
+    let both_headless = is_headless(new) && is_headless(old);
+    if !(external_name(new) || external_name(old) || both_headless) {
         let (ips, old_ips) = (field::list(&new.cluster_ips), field::list(&old.cluster_ips));
         let at = path.child("clusterIPs");
         if ips.is_empty() && !old_ips.is_empty() {

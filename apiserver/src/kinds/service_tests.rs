@@ -75,6 +75,13 @@ fn names_and_ports() {
 }
 
 #[test]
+fn protocols() {
+    check("{ports: [{name: a, port: 53, protocol: TCP}, {name: b, port: 53, protocol: UDP}]}", &[]);
+    let why = "spec.ports[0].protocol: Forbidden: SCTP is not supported yet; use TCP or UDP";
+    check("{ports: [{port: 53, protocol: SCTP}]}", &[why]);
+}
+
+#[test]
 fn types() {
     check("{type: ExternalName, externalName: example.com.}", &[]);
     check("{type: ExternalName}", &["spec.externalName: Required value"]);

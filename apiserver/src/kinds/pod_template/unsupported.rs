@@ -3,7 +3,7 @@
 //!
 //! Support for something is announced by deleting its line here.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{AppArmorProfile, Container, PodSpec, Volume, VolumeMount};
 
 use super::super::field::{self, Errors, Path};
 use super::Holder;
@@ -14,6 +14,7 @@ const NO_NETWORK_DISKS: &str = "this kind of volume is not supported; use emptyD
 const NO_WINDOWS: &str = "Windows containers are not supported";
 const NO_DEVICES: &str = "dynamic resource allocation is not supported yet; use resources.limits";
 const NO_SELINUX: &str = "SELinux labels are not supported yet; remove the field";
+const NO_APPARMOR: &str = "AppArmor profiles other than RuntimeDefault are not supported yet; remove the field";
 
 /// Refuses every field that is set; each entry is (name, whether it is set, what to do).
 fn refuse(path: &Path<'_>, fields: &[(&str, bool, &str)], errors: &mut Errors) {
@@ -51,6 +52,11 @@ pub fn spec(path: &Path<'_>, spec: &PodSpec, holder: Holder, errors: &mut Errors
             ),
             ("hostUsers", spec.host_users == Some(false), "user namespaces are not supported yet; remove the field"),
             ("os", windows, NO_WINDOWS),
+            (
+                "setHostnameAsFQDN",
+                field::flag(spec.set_hostname_as_fqdn),
+                "fully qualified host names are not supported yet; remove the field",
+            ),
         ],
         errors,
     );
@@ -61,6 +67,17 @@ pub fn spec(path: &Path<'_>, spec: &PodSpec, holder: Holder, errors: &mut Errors
             ("windowsOptions", context.windows_options.is_some(), NO_WINDOWS),
             ("seLinuxOptions", context.se_linux_options.is_some(), NO_SELINUX),
             ("seLinuxChangePolicy", context.se_linux_change_policy.is_some(), NO_SELINUX),
+            ("appArmorProfile", is_special(context.app_armor_profile.as_ref()), NO_APPARMOR),
+            (
+                "sysctls",
+                !field::list(&context.sysctls).is_empty(),
+                "sysctls are not supported yet; set them on the node",
+            ),
+            (
+                "supplementalGroupsPolicy",
+                context.supplemental_groups_policy.as_deref() == Some("Strict"),
+                "only Merge is supported yet; remove the field",
+            ),
         ],
         errors,
     );
@@ -97,7 +114,28 @@ pub fn container(path: &Path<'_>, container: &Container, errors: &mut Errors) {
             &[
                 ("windowsOptions", context.windows_options.is_some(), NO_WINDOWS),
                 ("seLinuxOptions", context.se_linux_options.is_some(), NO_SELINUX),
+                ("appArmorProfile", is_special(context.app_armor_profile.as_ref()), NO_APPARMOR),
             ],
+            errors,
+        );
+    }
+    mounts(&path.child("volumeMounts"), field::list(&container.volume_mounts), errors);
+}
+
+/// Whether a profile is anything but what every container gets.
+fn is_special(profile: Option<&AppArmorProfile>) -> bool {
+    profile.is_some_and(|p| p.type_ != "RuntimeDefault")
+}
+
+fn mounts(path: &Path<'_>, mounts: &[VolumeMount], errors: &mut Errors) {
+    let no_propagation = "mount propagation is not supported yet; remove the field";
+    let no_recursive = "recursive read-only mounts are not supported yet; use IfPossible or remove the field";
+    for (i, mount) in mounts.iter().enumerate() {
+        let propagates = matches!(mount.mount_propagation.as_deref(), Some("Bidirectional" | "HostToContainer"));
+        let recursive = mount.recursive_read_only.as_deref() == Some("Enabled");
+        refuse(
+            &path.index(i),
+            &[("mountPropagation", propagates, no_propagation), ("recursiveReadOnly", recursive, no_recursive)],
             errors,
         );
     }
