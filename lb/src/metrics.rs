@@ -87,7 +87,7 @@ fn encode_durations(encoder: &mut DescriptorEncoder<'_>, totals: &[(ServiceKey, 
     let help = "Seconds from the request head to the end of the response.";
     let mut family = encoder.encode_descriptor("lb_request_duration_seconds", help, None, MetricType::Histogram)?;
     for (key, totals) in totals {
-        let bounds = DURATION_BUCKETS.iter().copied().chain([f64::MAX]);
+        let bounds = DURATION_BUCKETS.iter().copied().chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(totals.durations).collect();
         let sum = totals.duration_ns as f64 / 1e9;
         let count = totals.durations.iter().sum();

@@ -4,7 +4,7 @@
 //! folding, spaces before colons, differing lengths); here is refused what parses but may be read differently upstream.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{PathAndQuery, Scheme};
 use http::{Method, StatusCode, Uri, Version, request};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -81,9 +81,12 @@ fn check_host(head: &request::Parts) -> Result<(), Reject> {
     }
 }
 
+/// A registered name, IPv4 address or bracketed IPv6 address, with an optional port (RFC 3986 §3.2.2, without the
+/// sub-delimiters that no host name has).
 fn is_host(host: &[u8]) -> bool {
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
-    !host.is_empty() && (host.iter().all(plain) || Authority::try_from(host).is_ok_and(|a| !a.as_str().contains('@')))
+    let plain =
+        |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~' | b'%' | b':' | b'[' | b']');
+    !host.is_empty() && host.iter().all(plain)
 }
 
 /// Lower- or mixed-case tokens of all `Connection` headers.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -16,6 +17,7 @@ use super::pool::Pool;
 use super::{http, tcp};
 use crate::backend::BackendCell;
 use crate::config::ProxyConfig;
+use crate::listeners::bind::BACKLOG;
 use crate::snapshot::AppProtocol;
 use crate::stats::{ServiceStats, add, sub};
 
@@ -143,10 +145,8 @@ async fn close(listener: Listener, grace: Duration) {
 async fn accept_loop(worker: &Rc<Worker>, socket: &TcpListener, cell: &Arc<BackendCell>, drain: &Rc<Drain>) {
     loop {
         let accepted = tokio::select! {
-            biased;
             accepted = socket.accept() => accepted,
-            // Biased: connections the kernel has completed already are taken before the socket closes.
-            () = drain.reached(Phase::Draining) => return,
+            () = drain.reached(Phase::Draining) => break,
         };
         match accepted {
             Ok((stream, peer)) => connection(worker, stream, peer, cell, drain),
@@ -155,6 +155,11 @@ async fn accept_loop(worker: &Rc<Worker>, socket: &TcpListener, cell: &Arc<Backe
                 tokio::time::sleep(ACCEPT_RETRY).await;
             }
         }
+    }
+    // Connections the kernel has completed already would be reset when the socket closes.
+    for _ in 0..BACKLOG {
+        let Some(Ok((stream, peer))) = socket.accept().now_or_never() else { return };
+        connection(worker, stream, peer, cell, drain);
     }
 }
 

@@ -13,8 +13,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::Hub;
+use crate::snapshot::Snapshot;
 pub use nft::NftError;
-use render::{Model, RenderConfig, model};
+pub use render::RenderConfig;
+use render::{Model, model};
 
 /// First and longest pause before a table that could not be programmed is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -75,9 +77,24 @@ async fn program(wanted: Model, in_force: &mut Option<Model>) -> Result<(), NftE
     Ok(())
 }
 
+/// The script that makes the table for `snapshot` from scratch. Pure.
+pub fn render(snapshot: &Snapshot, config: &RenderConfig) -> String {
+    model(snapshot, config).script()
+}
+
+/// The script from the table of `old` to that of `new`; empty when they are the same. Pure.
+pub fn render_change(old: &Snapshot, new: &Snapshot, config: &RenderConfig) -> String {
+    model(new, config).script_from(&model(old, config))
+}
+
+/// The script that removes the table `table`, whether or not it is there. Pure.
+pub fn render_removal(table: &str) -> String {
+    render::removal(table)
+}
+
 /// Removes the table `table` if it is there.
 pub async fn cleanup(table: &str) -> Result<(), NftError> {
-    nft::apply(&render::removal(table)).await
+    nft::apply(&render_removal(table)).await
 }
 
 async fn bridge_netfilter() -> bool {

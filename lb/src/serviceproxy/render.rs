@@ -15,7 +15,7 @@ use crate::snapshot::{EndpointPlan, PortPlan, Protocol, ServicePlan, Snapshot};
 
 /// What the table depends on besides the snapshot.
 #[derive(Clone, Debug)]
-pub(super) struct RenderConfig {
+pub struct RenderConfig {
     /// Table name.
     pub table: String,
     /// Bridged packets pass netfilter, so replies between pods on one bridge are translated back without our help.
@@ -34,6 +34,8 @@ pub(super) struct Model {
     node_ports: BTreeMap<String, String>,
     /// `address . protocol . port` without endpoints.
     rejected: BTreeSet<String>,
+    /// Endpoints that may reach themselves through a Service; only kept where their replies come through here.
+    hairpins: BTreeSet<Ipv4Addr>,
     /// Pod subnet of the node, for node ports and masquerading.
     pod_cidr: Option<String>,
     bridge_netfilter: bool,
@@ -50,6 +52,10 @@ pub(super) fn model(snapshot: &Snapshot, config: &RenderConfig) -> Model {
     for plan in snapshot.services.values().filter(|plan| !plan.headless) {
         for port in &plan.ports {
             add_port(&mut model, plan, port);
+            if config.bridge_netfilter {
+                let endpoints = port.internal.iter().chain(&*port.external);
+                model.hairpins.extend(endpoints.filter_map(|endpoint| v4(&endpoint.addr.ip())));
+            }
         }
     }
     model
@@ -137,6 +143,8 @@ impl Model {
         push_elements(&mut out, self.node_ports.iter().map(|(key, chain)| format!("{key} : goto {chain}")));
         out.push_str("}\nset rejected { type ipv4_addr . inet_proto . inet_service; ");
         push_elements(&mut out, self.rejected.iter().cloned());
+        out.push_str("}\nset hairpins { type ipv4_addr . ipv4_addr; ");
+        push_elements(&mut out, self.hairpins.iter().map(pair));
         out.push_str("}\n");
         for (name, rule) in &self.chains {
             let _ = writeln!(out, "chain {name} {{ {rule}; }}");
@@ -155,13 +163,12 @@ impl Model {
             Some(cidr) => format!("ip saddr {cidr} {node_ports} {lookup}; "),
             None => String::new(),
         };
-        let masquerade = match (&self.pod_cidr, self.bridge_netfilter) {
+        let masquerade = match &self.pod_cidr {
+            // A pod that reaches itself must see another source address, or it would answer itself directly.
+            _ if self.bridge_netfilter => "ct status dnat ip saddr . ip daddr @hairpins masquerade; ".to_owned(),
             // The reply of a pod on the same bridge would not come through here to be translated back.
-            (Some(cidr), false) => format!("ct status dnat ip saddr {cidr} ip daddr {cidr} masquerade; "),
-            // Only a pod that reaches itself needs another source address. nftables cannot compare two fields, so all
-            // traffic within the subnet that we redirected is translated here as well.
-            (Some(cidr), true) => format!("ct status dnat ip saddr {cidr} ip daddr {cidr} masquerade; "),
-            (None, _) => String::new(),
+            Some(cidr) => format!("ct status dnat ip saddr {cidr} ip daddr {cidr} masquerade; "),
+            None => String::new(),
         };
         format!(
             "chain dispatch {{ ip daddr . meta l4proto . th dport vmap @services; }}\n\
@@ -201,11 +208,19 @@ impl Model {
         push_command(&mut out, &format!("delete element ip {table} rejected"), gone);
         let added = self.rejected.difference(&old.rejected).cloned();
         push_command(&mut out, &format!("add element ip {table} rejected"), added);
+        let gone = old.hairpins.difference(&self.hairpins).map(pair);
+        push_command(&mut out, &format!("delete element ip {table} hairpins"), gone);
+        let added = self.hairpins.difference(&old.hairpins).map(pair);
+        push_command(&mut out, &format!("add element ip {table} hairpins"), added);
         for name in old.chains.keys().filter(|name| !self.chains.contains_key(*name)) {
             let _ = writeln!(out, "delete chain ip {table} {name}");
         }
         out
     }
+}
+
+fn pair(ip: &Ipv4Addr) -> String {
+    format!("{ip} . {ip}")
 }
 
 fn push_elements(out: &mut String, elements: impl Iterator<Item = String>) {

@@ -42,6 +42,7 @@ impl Backoff for Retry {
 }
 
 /// One event of any of the watches.
+#[allow(clippy::large_enum_variant, reason = "one exists at a time and is moved once")]
 enum Change {
     Service(Event<Service>),
     Slice(Event<EndpointSlice>),

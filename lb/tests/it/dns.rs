@@ -209,8 +209,8 @@ async fn addresses_are_named() {
 
 /// A resolver that knows `www.example.com` and `alias.example.com`, and is asked over both transports.
 async fn upstream() -> SocketAddr {
-    let udp = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-    let addr = udp.local_addr().unwrap();
+    let addr = SocketAddr::new(own_ip().into(), 5301);
+    let udp = Arc::new(UdpSocket::bind(addr).await.unwrap());
     let tcp = tokio::net::TcpListener::bind(addr).await.unwrap();
     fn answer(packet: &[u8]) -> Vec<u8> {
         let request = Message::from_vec(packet).unwrap();
@@ -368,7 +368,8 @@ async fn malformed_queries_get_their_code_and_answers_get_silence() {
     edns.set_version(1);
     let mut future = good.clone();
     future.set_edns(edns);
-    assert_eq!(code(future.to_vec().unwrap()).await, ResponseCode::BADVERS);
+    // BADVERS; the library calls 16 by its other name, BADSIG.
+    assert_eq!(u16::from(code(future.to_vec().unwrap()).await), 16);
     // Whoever sends answers gets none: else two servers could be set on each other.
     let mut response = good.clone();
     response.metadata.message_type = MessageType::Response;

@@ -62,7 +62,6 @@ const CASES: &[(&str, &str)] = &[
     ("version that does not exist", "GET / HTTP/1.2\r\nhost: a\r\n\r\n"),
     ("version without a slash", "GET / HTTP\r\nhost: a\r\n\r\n"),
     ("HTTP/0.9", "GET /\r\n\r\n"),
-    ("HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     ("method with a bracket", "GE(T / HTTP/1.1\r\nhost: a\r\n\r\n"),
     ("target without a slash", "GET a HTTP/1.1\r\nhost: a\r\n\r\n"),
     ("other scheme", "GET file:///etc/passwd HTTP/1.1\r\nhost: a\r\n\r\n"),
@@ -87,6 +86,16 @@ async fn ambiguous_requests_are_refused_and_the_connection_is_closed() {
         assert_eq!(reply.matches("HTTP/1.").count(), 1, "{name}: a second answer in {reply:?}");
         assert_eq!(endpoint.served(), 0, "{name}: it reached the endpoint");
     }
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_without_negotiation_is_closed() {
+    let [endpoint] = endpoints::<1>().await;
+    let lab = Lab::http(&[endpoint.addr]).await;
+    let reply = raw(lab.addr, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert!(reply.is_empty(), "{:?}", String::from_utf8_lossy(&reply));
+    assert_eq!(endpoint.served(), 0);
     lab.stop().await;
 }
 

@@ -44,7 +44,7 @@ async fn connections_take_turns_and_half_close_works() {
         tokio::time::timeout(PATIENCE, stream.read_to_string(&mut rest)).await.unwrap().unwrap();
         assert_eq!(rest, "pingbye");
     }
-    assert_eq!(names, ["t0", "t1", "t0", "t1"]);
+    assert!(names[0] != names[1] && names[..2] == names[2..], "{names:?}");
     let usage = lab.lb.usage();
     assert_eq!(usage.iter().map(|(_, u)| (u.requests, u.bytes_in, u.bytes_out)).collect::<Vec<_>>(), [(2, 8, 18); 2]);
     lab.stop().await;
@@ -73,8 +73,9 @@ async fn dead_endpoints_are_passed_over_and_none_is_a_reset() {
         assert_eq!(name(&mut TcpStream::connect(lab.addr).await.unwrap()).await, "t1");
     }
     lab.set(&[]);
-    let mut stream = TcpStream::connect(lab.addr).await.unwrap();
-    let error = tokio::time::timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap_err();
+    // The reset may come before connecting was noticed to have succeeded.
+    let refused = async { TcpStream::connect(lab.addr).await?.read_u8().await };
+    let error = tokio::time::timeout(PATIENCE, refused).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     lab.stop().await;
 }

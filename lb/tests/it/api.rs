@@ -1,0 +1,275 @@
+//! The role as a Kubernetes client, against an API that is a function in this process: what it watches takes effect,
+//! what it finds out is written back, and it lives through the API being away.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
+use hyper::{Request, Response};
+use parking_lot::Mutex;
+use scaleup_lb::Config;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::*;
+
+type Body = BoxBody<Bytes, std::io::Error>;
+
+/// Lists, open watches and what was written.
+#[derive(Default)]
+struct Fake {
+    away: bool,
+    /// Of the last write.
+    revision: u64,
+    lists: BTreeMap<String, Vec<Value>>,
+    watches: Vec<(String, mpsc::UnboundedSender<Bytes>)>,
+    patches: Vec<(String, Value)>,
+    events: Vec<Value>,
+}
+
+#[derive(Clone, Default)]
+struct Api(Arc<Mutex<Fake>>);
+
+fn reply(status: u16, value: &Value) -> Response<Body> {
+    let body = Full::new(Bytes::from(value.to_string())).map_err(|never| match never {}).boxed();
+    Response::builder().status(status).header("content-type", "application/json").body(body).unwrap()
+}
+
+impl Api {
+    fn client(&self) -> kube::Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let api = api.clone();
+            async move { Ok::<_, std::io::Error>(api.handle(request).await) }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    async fn handle(&self, request: Request<kube::client::Body>) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let path = head.uri.path().to_owned();
+        let mut fake = self.0.lock();
+        if fake.away {
+            return reply(
+                503,
+                &json!({"kind": "Status", "code": 503, "message": "away", "reason": "ServiceUnavailable"}),
+            );
+        }
+        let query = format!("{}&", head.uri.query().unwrap_or_default());
+        let plural = path.rsplit('/').next().unwrap().to_owned();
+        match head.method.as_str() {
+            // Nothing of the past is kept: a watch that has missed something must list again.
+            "GET"
+                if query.contains("watch=true") && !query.contains(&format!("resourceVersion={}&", fake.revision)) =>
+            {
+                let status =
+                    json!({"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired", "message": "x"});
+                reply(200, &json!({"type": "ERROR", "object": status}))
+            }
+            "GET" if query.contains("watch=true") => {
+                let (sender, mut receiver) = mpsc::unbounded_channel();
+                fake.watches.push((plural, sender));
+                let frames = futures::stream::poll_fn(move |cx| {
+                    receiver.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+                });
+                Response::new(BodyExt::boxed(StreamBody::new(frames)))
+            }
+            "GET" if plural == "web" => match fake.lists["services"].first() {
+                Some(service) => reply(200, service),
+                None => reply(404, &json!({"kind": "Status", "code": 404, "reason": "NotFound"})),
+            },
+            "GET" => {
+                let items = fake.lists.get(&plural).cloned().unwrap_or_default();
+                reply(
+                    200,
+                    &json!({"kind": "List", "metadata": {"resourceVersion": fake.revision.to_string()}, "items": items}),
+                )
+            }
+            "PATCH" => {
+                let patch: Value = serde_json::from_slice(&body).unwrap();
+                fake.patches.push((path, patch.clone()));
+                let mut service = fake.lists["services"][0].clone();
+                service["status"] = patch["status"].clone();
+                drop(fake);
+                self.put("services", service.clone());
+                reply(200, &service)
+            }
+            "POST" => {
+                let event: Value = serde_json::from_slice(&body).unwrap();
+                fake.events.push(event.clone());
+                reply(201, &event)
+            }
+            other => panic!("unexpected {other} {path}"),
+        }
+    }
+
+    /// Stores an object and tells watchers.
+    fn put(&self, plural: &str, mut object: Value) {
+        let mut fake = self.0.lock();
+        fake.revision += 1;
+        object["metadata"]["resourceVersion"] = json!(fake.revision.to_string());
+        let list = fake.lists.entry(plural.to_owned()).or_default();
+        let name = |object: &Value| object["metadata"]["name"].clone();
+        list.retain(|known| name(known) != name(&object));
+        list.push(object.clone());
+        drop(fake);
+        self.send(plural, "MODIFIED", &object);
+    }
+
+    fn send(&self, plural: &str, kind: &str, object: &Value) {
+        let line = Bytes::from(format!("{}\n", json!({"type": kind, "object": object})));
+        let fake = self.0.lock();
+        for (_, watch) in fake.watches.iter().filter(|(watched, _)| watched == plural) {
+            let _ = watch.send(line.clone());
+        }
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn(&Fake) -> bool) {
+        let wait = async {
+            while !condition(&self.0.lock()) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{what} did not happen"));
+    }
+}
+
+fn service(status: Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "web", "namespace": "shop", "uid": "u1"},
+        "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.10", "ports": [{"name": "http", "port": SERVICE_PORT}]},
+        "status": status,
+    })
+}
+
+fn slice(endpoints: &[SocketAddr]) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "web-1", "namespace": "shop",
+                     "labels": {"kubernetes.io/service-name": "web"}},
+        "ports": [{"name": "http", "port": endpoints.first().map_or(1, SocketAddr::port)}],
+        "endpoints": endpoints.iter().map(|e| json!({"addresses": [e.ip().to_string()]})).collect::<Vec<_>>(),
+    })
+}
+
+fn config() -> Config {
+    let mut config = Config::new("n1");
+    config.bind_address = own_ip().into();
+    config.advertise_ip = "192.0.2.10".parse().unwrap();
+    config.threads = Some(2);
+    config.enable_nftables = false;
+    config.enable_dns = false;
+    config
+}
+
+fn run(api: &Api, config: Config) -> (CancellationToken, tokio::task::JoinHandle<()>) {
+    let lb = scaleup_lb::build(config, &mut prometheus_client::registry::Registry::default());
+    let (client, shutdown) = (api.client(), CancellationToken::new());
+    let token = shutdown.clone();
+    (shutdown, tokio::spawn(async move { lb.run(client, token).await.unwrap() }))
+}
+
+async fn connected(addr: SocketAddr) -> Client {
+    let wait = async {
+        while TcpStream::connect(addr).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("the listener opens");
+    Client::connect(addr).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_become_traffic_and_an_address_in_status() {
+    let [first, second] = endpoints::<2>().await;
+    let api = Api::default();
+    // The API is away when the role starts.
+    api.0.lock().away = true;
+    let config = config();
+    let addr = SocketAddr::new(config.bind_address, SERVICE_PORT);
+    let (shutdown, running) = run(&api, config);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    api.put("services", service(json!({})));
+    api.put("endpointslices", slice(&[first.addr]));
+    api.0.lock().away = false;
+
+    let mut client = connected(addr).await;
+    assert_eq!(client.get("/").await.1, "e0");
+    api.until("the status patch", |fake| !fake.patches.is_empty()).await;
+    let (path, patch) = api.0.lock().patches[0].clone();
+    assert_eq!(path, "/api/v1/namespaces/shop/services/web/status");
+    let expected = json!({"metadata": {"resourceVersion": "1"},
+        "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.10"}]}}});
+    assert_eq!(patch, expected);
+
+    // A changed slice reaches the next requests; how soon is for benchmarks to say.
+    api.put("endpointslices", slice(&[second.addr]));
+    let wait = async {
+        while client.get("/").await.1 != "e1" {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("the change takes effect");
+
+    // While the API is away, and its watches are cut, traffic goes on.
+    let watches = {
+        let mut fake = api.0.lock();
+        fake.away = true;
+        std::mem::take(&mut fake.watches)
+    };
+    drop(watches);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(client.get("/").await.1, "e1");
+    api.put("endpointslices", slice(&[first.addr]));
+    api.0.lock().away = false;
+    let wait = async {
+        while client.get("/").await.1 != "e0" {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("the role has caught up");
+    assert_eq!(api.0.lock().patches.len(), 1, "the status is written once");
+
+    // A Service that is no load balancer any more loses the address.
+    let mut plain = service(json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.10"}, {"ip": "198.51.100.7"}]}}));
+    plain["spec"]["type"] = json!("ClusterIP");
+    api.put("services", plain);
+    api.until("the address is taken back", |fake| fake.patches.len() == 2).await;
+    assert_eq!(api.0.lock().patches[1].1["status"]["loadBalancer"]["ingress"], json!([{"ip": "198.51.100.7"}]));
+    shutdown.cancel();
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taken_port_is_told_once_and_taken_when_free() {
+    let [endpoint] = endpoints::<1>().await;
+    let api = Api::default();
+    api.put("services", service(json!({})));
+    api.put("endpointslices", slice(&[endpoint.addr]));
+    let config = config();
+    let addr = SocketAddr::new(config.bind_address, SERVICE_PORT);
+    let occupant = std::net::TcpListener::bind(addr).unwrap();
+    let (shutdown, running) = run(&api, config);
+    api.until("the event", |fake| !fake.events.is_empty()).await;
+    let event = api.0.lock().events[0].clone();
+    assert_eq!(event["reason"], "PortConflict");
+    assert_eq!(event["regarding"]["name"], "web");
+    assert_eq!(event["type"], "Warning");
+    assert!(event["note"].as_str().unwrap().starts_with(&format!("Port {SERVICE_PORT} on ")), "{event}");
+    assert!(api.0.lock().patches.is_empty(), "no address while the port is not ours");
+    drop(occupant);
+    api.until("the status patch", |fake| !fake.patches.is_empty()).await;
+    assert_eq!(connected(addr).await.get("/").await.1, "e0");
+    assert_eq!(api.0.lock().events.len(), 1, "told once");
+    shutdown.cancel();
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap();
+}
