@@ -37,7 +37,7 @@ pub async fn run(server: Arc<Server>) {
     let stopping = server.stopping.clone();
     let work = async {
         loop {
-            match ensure(&server).await {
+            match run_once(&server).await {
                 Ok(()) => {
                     if !server.bootstrapped.swap(true, Ordering::AcqRel) {
                         info!("the cluster's own objects are in place");
@@ -54,7 +54,8 @@ pub async fn run(server: Arc<Server>) {
     stopping.run_until_cancelled(work).await;
 }
 
-async fn ensure(server: &Arc<Server>) -> Result<(), ApiError> {
+/// One round: creates what is missing, repairs what is wrong.
+pub async fn run_once(server: &Arc<Server>) -> Result<(), ApiError> {
     server.caches.catch_up().await.map_err(storage::cache_error)?;
     for name in NAMESPACES {
         ensure_object(server, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).await?;

@@ -31,7 +31,7 @@ use crate::admission::Chain;
 use crate::audit::Audit;
 use crate::auth::Authenticator;
 use crate::auth::pki::{Ca, KubeletClient, PkiError, keep_fresh};
-use crate::auth::rbac::Authorizer;
+use crate::auth::rbac::{Authorizer, aggregation};
 use crate::auth::tokens::TokenIssuer;
 use crate::bootstrap;
 use crate::cache::{Cached, Caches, EventType, Reader, encode, object_key};
@@ -184,7 +184,11 @@ impl ApiServer {
             authenticator: Authenticator::new(reader, authorizer.clone(), tokens.clone()),
             kubelet_client: ca.kubelet_client()?,
             in_flight: Semaphore::new(config.max_in_flight),
-            admission: Chain::standard(),
+            admission: metrics.with_registry(|registry| {
+                let chain = Chain::standard();
+                chain.register(registry);
+                chain
+            }),
             registry: ArcSwap::from_pointee(registry),
             stopping: CancellationToken::new(),
             bootstrapped: AtomicBool::new(false),
@@ -208,6 +212,8 @@ impl Server {
         tokio::spawn(self.caches.clone().run(self.stopping.clone()));
         tokio::spawn(bootstrap::run(self.clone()));
         tokio::spawn(bootstrap::sweep_events(self.clone()));
+        tokio::spawn(crate::kinds::service::run_repairs(self.clone(), self.stopping.clone()));
+        tokio::spawn(aggregation::run(self.clone(), self.stopping.clone()));
         let certificates = vec![self.kubelet_client.certificate.clone()];
         tokio::spawn(keep_fresh(certificates, self.tokens.clone(), self.stopping.clone()));
     }

@@ -47,8 +47,9 @@ pub struct CacheEvent {
     pub after: Option<Arc<Cached>>,
     /// When it came in, for the history's age bound.
     pub at: Instant,
-    /// The same change as seen by a watcher whose selector only matches now.
-    as_added: OnceLock<Bytes>,
+    /// The new state as an event of the type that its own frame is not: what was modified is ADDED to a watcher whose
+    /// selector only matches now.
+    retyped: OnceLock<Bytes>,
     /// As seen by a watcher whose selector does not match any more, or after a deletion.
     as_deleted: OnceLock<Bytes>,
 }
@@ -56,7 +57,7 @@ pub struct CacheEvent {
 impl CacheEvent {
     /// A change that just came in.
     pub fn new(revision: Revision, before: Option<Arc<Cached>>, after: Option<Arc<Cached>>) -> Self {
-        Self { revision, before, after, at: Instant::now(), as_added: OnceLock::new(), as_deleted: OnceLock::new() }
+        Self { revision, before, after, at: Instant::now(), retyped: OnceLock::new(), as_deleted: OnceLock::new() }
     }
 
     /// What this change is to a watcher that selects objects by `matches`; `None`: nothing.
@@ -77,10 +78,8 @@ impl CacheEvent {
             (EventType::Deleted, Some(before), _) => {
                 self.as_deleted.get_or_init(|| encode::frame(kind, &self.last_state(before))).clone()
             }
-            (EventType::Added, Some(_), Some(after)) => {
-                self.as_added.get_or_init(|| encode::frame(kind, &after.json)).clone()
-            }
-            (_, _, Some(after)) => after.frame.clone(),
+            (_, _, Some(after)) if after.frame.starts_with(kind.head()) => after.frame.clone(),
+            (_, _, Some(after)) => self.retyped.get_or_init(|| encode::frame(kind, &after.json)).clone(),
             (_, _, None) => Bytes::new(),
         }
     }

@@ -52,8 +52,10 @@ fn parse_as(format: BodyFormat, bytes: &[u8]) -> Result<Parsed, String> {
             value
         }
         BodyFormat::Yaml => {
-            let options =
-                serde_saphyr::options! { duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::LastWins };
+            let options = serde_saphyr::options! {
+                duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::LastWins,
+                strict_booleans: true,
+            };
             serde_saphyr::with_deserializer_from_slice_with_options(bytes, options, |yaml| seed.deserialize(yaml))
                 .map_err(|e| e.to_string())?
         }
@@ -213,8 +215,10 @@ mod tests {
         let json = parse_as(BodyFormat::Json, br#"{"a":{"b":1,"b":2},"c":[{"d":1,"d":1}]}"#).unwrap();
         assert_eq!(json.duplicates, ["a.b", "c[0].d"]);
         assert_eq!(json.value["a"]["b"], 2);
-        let yaml = parse_as(BodyFormat::Yaml, b"a:\n  b: 1\n  c: [x, 2, true, null]\n").unwrap();
-        assert_eq!(yaml.value, serde_json::json!({"a": {"b": 1, "c": ["x", 2, true, null]}}));
+        let yaml = parse_as(BodyFormat::Yaml, b"a: 1\na: 2\n").unwrap();
+        assert_eq!((yaml.duplicates, yaml.value), (vec!["a".to_owned()], serde_json::json!({"a": 2})));
+        let yaml = parse_as(BodyFormat::Yaml, b"a:\n  b: 1\n  c: [y, 2, true, null]\n").unwrap();
+        assert_eq!(yaml.value, serde_json::json!({"a": {"b": 1, "c": ["y", 2, true, null]}}));
     }
 
     #[test]

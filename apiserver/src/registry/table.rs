@@ -300,7 +300,7 @@ mod tests {
             if !matches!(row.storage, Storage::Virtual(_)) {
                 let (group, plural) = row.stored_as();
                 assert!(registry.stored(group, plural).is_some(), "{} is stored nowhere", row.plural);
-                assert_eq!(row.columns[0].name, "Name", "{}", row.plural);
+                assert!(row.columns.len() > 1, "{}", row.plural);
             }
         }
     }
