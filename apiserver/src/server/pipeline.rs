@@ -73,10 +73,10 @@ pub async fn run(State(server): State<Arc<Server>>, request: Request, next: Next
     }
     let took = (!about.long_running).then(|| started.elapsed());
     server.metrics.answered(&about.labels, response.status().as_u16(), took);
-    if let (Some(audit), Some(received)) = (&server.audit, received) {
-        if is_logged(&user, about.in_process, about.read_only, about.target_path.is_some()) {
-            audit.log(about.record(user, response.status().as_u16(), received));
-        }
+    if let (Some(audit), Some(received)) = (&server.audit, received)
+        && is_logged(&user, about.in_process, about.read_only, about.target_path.is_some())
+    {
+        audit.log(about.record(user, response.status().as_u16(), received));
     }
     response
 }

@@ -25,8 +25,8 @@ use crate::auth::pki::{PkiError, apiserver_names, hostname, keep_fresh};
 
 /// Longest TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest time for a request's head, and longest idle time of an HTTP/1.1 connection.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest time for a request's head, and longest idle time of an HTTP/1.1 connection (upstream's idle timeout).
+const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 /// Flow-control windows of HTTP/2: hyper's defaults throttle lists to a client with some latency.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
@@ -167,4 +167,78 @@ fn builder() -> Builder<TokioExecutor> {
         .keep_alive_interval(PING_PERIOD)
         .keep_alive_timeout(PING_TIMEOUT);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::{ApiServer, ServerConfig};
+    use http_body_util::BodyExt;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+    use scaleup_store::memory::MemoryStore;
+
+    type Sender = hyper::client::conn::http2::SendRequest<Body>;
+
+    async fn connect(server: &Server, address: SocketAddr, user: Option<&str>) -> Sender {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(server.ca.cert_pem().as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let builder = builder.unwrap().with_root_certificates(roots);
+        let mut config = match user {
+            None => builder.with_no_client_auth(),
+            Some(user) => {
+                let identity = server.ca.issue_client(user, &["system:masters"]).unwrap();
+                let chain = CertificateDer::pem_slice_iter(identity.cert_pem.as_bytes()).map(Result::unwrap).collect();
+                let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).unwrap();
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let stream = TcpStream::connect(address).await.unwrap();
+        let tls = connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    async fn get(sender: &mut Sender, path: &str) -> http::Response<Incoming> {
+        let request = Request::builder().uri(format!("https://localhost{path}")).body(Body::empty()).unwrap();
+        sender.send_request(request).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn certificates_identify_and_draining_ends_watches() {
+        let dir = std::env::temp_dir().join(format!("scaleup-tls-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let config = ServerConfig { data_dir: dir.clone(), ..ServerConfig::default() };
+        let server = ApiServer::build(config, Arc::new(MemoryStore::new())).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn({
+            let (server, shutdown) = (server.clone(), shutdown.clone());
+            async move { server.serve(listener, shutdown).await }
+        });
+        server.ready().await;
+
+        let mut stranger = connect(&server, address, None).await;
+        assert_eq!(get(&mut stranger, "/readyz").await.status(), 200);
+        assert_eq!(get(&mut stranger, "/api/v1/namespaces").await.status(), 403);
+        let mut admin = connect(&server, address, Some("admin")).await;
+        assert_eq!(get(&mut admin, "/api/v1/namespaces").await.status(), 200);
+        let mut watch = get(&mut admin, "/api/v1/namespaces?watch=1").await.into_body();
+        assert!(watch.frame().await.unwrap().unwrap().into_data().unwrap().starts_with(b"{\"type\":\"ADDED\""));
+
+        shutdown.cancel();
+        while let Some(frame) = watch.frame().await {
+            frame.unwrap();
+        }
+        tokio::time::timeout(Duration::from_secs(5), serving).await.expect("drained").unwrap().unwrap();
+        server.stop();
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }
