@@ -109,8 +109,8 @@ pub enum BuildError {
     /// Keys or certificates.
     #[error("the server's keys and certificates cannot be used")]
     Pki(#[from] PkiError),
-    /// The service range is not a CIDR with room for addresses.
-    #[error("the service range {0:?} is not a usable CIDR, e.g. 10.96.0.0/16")]
+    /// The service range is not an IPv4 CIDR with room for addresses.
+    #[error("the service range {0:?} is not a usable IPv4 CIDR, e.g. 10.96.0.0/16")]
     ServiceCidr(String),
     /// The audit log cannot be opened.
     #[error("the audit log {path} cannot be opened")]
@@ -164,6 +164,7 @@ impl ApiServer {
     /// certificate renewal). Needs a Tokio runtime. The store may be away: requests are refused until it answers.
     pub fn build(config: ServerConfig, store: Arc<dyn Store>) -> Result<Arc<Server>, BuildError> {
         let first_service_ip = bootstrap::first_address(&config.service_cidr)
+            .filter(IpAddr::is_ipv4)
             .ok_or_else(|| BuildError::ServiceCidr(config.service_cidr.clone()))?;
         let pki = config.data_dir.join("pki");
         let ca = Ca::load_or_create(&pki)?;

@@ -13,6 +13,8 @@ pub mod endpointslice;
 pub mod event;
 pub mod eviction;
 mod field;
+#[cfg(test)]
+mod http_tests;
 pub mod lease;
 pub mod namespace;
 pub mod node;
