@@ -80,12 +80,12 @@ impl Authenticator {
     ) -> Result<Arc<UserInfo>, ApiError> {
         let user = match parts.extensions.get::<InProcessUser>() {
             Some(user) => user.0.clone(),
-            None => self.from_network(&parts.headers, peer)?,
+            None => self.network_user(&parts.headers, peer)?,
         };
         impersonation::apply(&self.authorizer, user, &parts.headers)
     }
 
-    fn from_network(&self, headers: &HeaderMap, peer: Option<&PeerCertificate>) -> Result<Arc<UserInfo>, ApiError> {
+    fn network_user(&self, headers: &HeaderMap, peer: Option<&PeerCertificate>) -> Result<Arc<UserInfo>, ApiError> {
         if let Some(peer) = peer {
             // The handshake checked it, but connections live long.
             return if now_s() <= peer.not_after_s { Ok(peer.user.clone()) } else { Err(ApiError::unauthorized()) };

@@ -11,6 +11,8 @@ pub mod policy;
 pub mod rbac;
 pub mod reviews;
 #[cfg(test)]
+mod server_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 pub mod token_request;
 pub mod tokens;

@@ -143,8 +143,10 @@ async fn subject(
         ("v1", "Secret") => "secrets",
         ("v1", "Node") => "nodes",
         _ => {
-            let gvk = kind.0.replace('/', ", Kind=");
-            return Err(ApiError::bad_request(format!("cannot bind token to object of type {gvk}, Kind={}", kind.1)));
+            // Go prints a core kind as `/v1, Kind=Pod`.
+            let slash = if kind.0.contains('/') { "" } else { "/" };
+            let text = format!("cannot bind token to object of type {slash}{}, Kind={}", kind.0, kind.1);
+            return Err(ApiError::bad_request(text));
         }
     };
     let namespace = if plural == "nodes" { "" } else { &resolved.namespace };
