@@ -353,6 +353,7 @@ impl ContainerRuntime for FakeRuntime {
             id: e.container.id.clone(),
             kind: e.container.kind,
             pod: e.container.pod.clone(),
+            name: e.container.name.clone(),
             running: e.container.is_running(),
         };
         Ok(world.entries.values().map(line).collect())

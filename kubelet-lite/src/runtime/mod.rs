@@ -365,6 +365,8 @@ pub struct Listed {
     pub kind: Kind,
     /// Whose.
     pub pod: PodRef,
+    /// Container name; empty for sandboxes.
+    pub name: String,
     /// Whether it has a process.
     pub running: bool,
 }

@@ -6,7 +6,8 @@ use bollard::auth::DockerCredentials;
 use bollard::errors::Error as BollardError;
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, ContainerStateStatusEnum, ContainerStatsResponse, ContainerSummary,
-    ContainerSummaryStateEnum, HostConfig, HostConfigLogConfig, ImageInspect, ImageSummary, PortBinding,
+    ContainerSummaryStateEnum, HostConfig, HostConfigLogConfig, ImageInspect, ImageSummary, Mount, MountType,
+    PortBinding,
 };
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -170,8 +171,12 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
     if let Some(profile) = &spec.security.seccomp {
         security_opt.push(format!("seccomp={profile}"));
     }
-    let bind = |m: &super::super::Mount| {
-        format!("{}:{}:{}", m.source.display(), m.target, if m.read_only { "ro" } else { "rw" })
+    let bind = |m: &super::super::Mount| Mount {
+        typ: Some(MountType::BIND),
+        source: Some(m.source.display().to_string()),
+        target: Some(m.target.clone()),
+        read_only: Some(m.read_only),
+        ..Default::default()
     };
     HostConfig {
         network_mode: Some(sandbox.clone()),
@@ -181,7 +186,7 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
             PidMode::Pod => Some(sandbox),
             PidMode::Host => Some("host".into()),
         },
-        binds: Some(spec.mounts.iter().map(bind).collect()),
+        mounts: Some(spec.mounts.iter().map(bind).collect()),
         cpu_shares: set(spec.resources.cpu_shares),
         cpu_quota: set(spec.resources.cpu_quota_us),
         cpu_period: set(spec.resources.cpu_period_us),
@@ -276,7 +281,11 @@ pub fn listed(summary: ContainerSummary) -> Option<Listed> {
                 | ContainerSummaryStateEnum::RESTARTING
         )
     );
-    Some(Listed { id: summary.id?, kind, pod: take_pod(&mut labels)?, running })
+    let name = match kind {
+        Kind::Sandbox => String::new(),
+        Kind::Container => labels.remove(labels::CONTAINER_NAME).unwrap_or_default(),
+    };
+    Some(Listed { id: summary.id?, kind, pod: take_pod(&mut labels)?, name, running })
 }
 
 /// An inspected image.
