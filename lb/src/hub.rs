@@ -238,3 +238,73 @@ impl State {
 fn now_seconds() -> i64 {
     k8s_openapi::jiff::Timestamp::now().as_second()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{PlanConfig, plan};
+    use serde_json::json;
+
+    /// Services by name, each with the endpoints given as `(last octet, Pod UID)`.
+    fn snapshot(services: &[(&str, &[(u8, &str)])]) -> Snapshot {
+        let mut objects = Vec::new();
+        let mut slices = Vec::new();
+        for (name, endpoints) in services {
+            let service = json!({"metadata": {"name": name, "namespace": "d"},
+                "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
+            objects.push(serde_json::from_value(service).expect("a Service"));
+            let endpoints: Vec<_> = endpoints
+                .iter()
+                .map(|(octet, uid)| {
+                    json!({"addresses": [format!("10.0.0.{octet}")], "targetRef": {"kind": "Pod", "uid": uid}})
+                })
+                .collect();
+            let slice = json!({"metadata": {"name": name, "namespace": "d",
+                "labels": {"kubernetes.io/service-name": name}}, "addressType": "IPv4",
+                "ports": [{"port": 8080}], "endpoints": endpoints});
+            slices.push(serde_json::from_value(slice).expect("an EndpointSlice"));
+        }
+        plan(&objects, &slices, &PlanConfig::default())
+    }
+
+    fn cell(hub: &Hub, name: &str) -> Arc<BackendCell> {
+        hub.cell(&PortKey { service: ServiceKey::new("d", name), port: 80 }).expect("a cell")
+    }
+
+    #[test]
+    fn states_outlive_snapshots_and_end_with_their_last_service() {
+        let hub = Hub::new(1);
+        hub.publish(snapshot(&[("a", &[(1, "p1"), (2, "p2")]), ("b", &[(1, "p1")])]));
+        let (a, b) = (cell(&hub, "a"), cell(&hub, "b"));
+        let backend = a.load_full();
+        let (first, second) = (&backend.endpoints[0], &backend.endpoints[1]);
+        assert!(Arc::ptr_eq(first, &b.load().endpoints[0]), "one address has one state");
+        hub.publish(snapshot(&[("a", &[(3, "p3")]), ("b", &[(1, "p1")])]));
+        assert!(!first.is_removed() && second.is_removed());
+        hub.publish(snapshot(&[("a", &[(3, "p3")])]));
+        assert!(first.is_removed());
+        assert!(b.load().endpoints.is_empty(), "connections of a Service that is gone find nobody");
+        assert!(Arc::ptr_eq(&a, &cell(&hub, "a")));
+    }
+
+    #[test]
+    fn an_address_taken_over_by_another_pod_starts_afresh() {
+        let hub = Hub::new(1);
+        hub.publish(snapshot(&[("a", &[(1, "old")])]));
+        let old = cell(&hub, "a").load().endpoints[0].clone();
+        hub.publish(snapshot(&[("a", &[(1, "new")])]));
+        let new = cell(&hub, "a").load().endpoints[0].clone();
+        assert!(old.is_removed() && !new.is_removed() && old.id != new.id);
+    }
+
+    #[test]
+    fn usage_is_kept_for_a_while_after_the_pod_and_then_forgotten() {
+        let hub = Hub::new(1);
+        hub.publish(snapshot(&[("a", &[(1, "p1")])]));
+        cell(&hub, "a").load().endpoints[0].usage().expect("usage").request(0);
+        hub.publish(snapshot(&[]));
+        assert_eq!(hub.usage()[0].1.requests, 1);
+        hub.state.lock().forget_old_usage(now_seconds() + USAGE_KEPT_SECONDS + 1);
+        assert!(hub.usage().is_empty());
+    }
+}

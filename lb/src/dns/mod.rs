@@ -42,7 +42,8 @@ pub(crate) async fn run(config: DnsConfig, hub: Arc<Hub>, shutdown: Cancellation
     let zone = match Zone::new(&config.cluster_domain, &config.service_cidr) {
         Ok(zone) => Arc::new(zone),
         Err(error) => {
-            tracing::error!(%error, "cluster DNS is off: the cluster domain or service CIDR is not valid");
+            tracing::error!(%error, "cluster DNS is off until the configuration is corrected");
+            shutdown.cancelled().await;
             return;
         }
     };

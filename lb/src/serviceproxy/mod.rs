@@ -4,6 +4,7 @@
 //! [`nft`] runs scripts. This loop owns the table named in the configuration and touches no other. The table stays on
 //! shutdown, so that running pods keep reaching their Services; [`cleanup`] removes it.
 
+mod hairpin;
 mod nft;
 mod render;
 
@@ -39,6 +40,9 @@ pub(crate) async fn run(table: &str, hub: Arc<Hub>, shutdown: CancellationToken)
         let mut failed = false;
         if wanted_once {
             let config = RenderConfig { table: table.to_owned(), bridge_netfilter: bridge_netfilter().await };
+            if let Some(pod_cidr) = snapshot.node.pod_cidr.as_deref().filter(|_| config.bridge_netfilter) {
+                hairpin::enable(pod_cidr).await;
+            }
             match program(model(&snapshot, &config), &mut in_force).await {
                 Ok(()) => {
                     pause = RETRY_MIN;

@@ -236,3 +236,80 @@ fn push_command(out: &mut String, command: &str, elements: impl Iterator<Item = 
         let _ = writeln!(out, "{command} {{ {} }}", elements.join(", "));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{NodePlan, PlanConfig, plan};
+    use serde_json::{Value, json};
+
+    fn snapshot(spec: &Value, endpoints: &[&str]) -> Snapshot {
+        let service = json!({"metadata": {"name": "web", "namespace": "d"}, "spec": spec});
+        let slice = json!({"metadata": {"name": "web", "namespace": "d", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"port": 8080}],
+            "endpoints": endpoints.iter().map(|ip| json!({"addresses": [ip]})).collect::<Vec<_>>()});
+        let service = serde_json::from_value(service).expect("a Service");
+        let slice = serde_json::from_value(slice).expect("an EndpointSlice");
+        let mut snapshot = plan(&[service], &[slice], &PlanConfig::default());
+        snapshot.node = NodePlan { pod_cidr: Some("10.244.0.0/24".to_owned()), pod_gateway: None };
+        snapshot
+    }
+
+    fn script(spec: &Value, endpoints: &[&str], bridge_netfilter: bool) -> String {
+        let config = RenderConfig { table: "lb".to_owned(), bridge_netfilter };
+        model(&snapshot(spec, endpoints), &config).script()
+    }
+
+    #[track_caller]
+    fn check(spec: &Value, endpoints: &[&str], expected: &[&str]) {
+        let script = script(spec, endpoints, false);
+        for line in expected {
+            assert!(script.contains(line), "{line:?} is missing in\n{script}");
+        }
+    }
+
+    #[test]
+    fn a_service_is_a_map_element_and_a_chain() {
+        let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+        check(&spec, &["10.244.0.2"], &["10.96.0.1 . tcp . 80 : goto svc-", "dnat to 10.244.0.2:8080"]);
+        let two = "dnat ip to numgen random mod 2 map { 0 : 10.244.0.2 . 8080, 1 : 10.244.0.3 . 8080 }";
+        check(&spec, &["10.244.0.2", "10.244.0.3"], &[two]);
+        check(&spec, &[], &["inet_service; elements = { 10.96.0.1 . tcp . 80 }"]);
+        let sticky = json!({"clusterIP": "10.96.0.1", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]});
+        check(&sticky, &["10.244.0.2", "10.244.0.3"], &["dnat ip to jhash ip saddr mod 2 map"]);
+        let node_port =
+            json!({"type": "NodePort", "clusterIP": "10.96.0.1", "ports": [{"port": 80, "nodePort": 30080}]});
+        check(
+            &node_port,
+            &["10.244.0.2"],
+            &["{ tcp . 30080 : goto svc-", "ip saddr 10.244.0.0/24 ip daddr != 127.0.0.0/8"],
+        );
+    }
+
+    #[test]
+    fn masquerading_depends_on_what_the_bridge_does() {
+        let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+        let plain = script(&spec, &["10.244.0.2"], false);
+        assert!(plain.contains("ip saddr 10.244.0.0/24 ip daddr 10.244.0.0/24 masquerade"), "{plain}");
+        let filtered = script(&spec, &["10.244.0.2"], true);
+        assert!(filtered.contains("elements = { 10.244.0.2 . 10.244.0.2 }"), "{filtered}");
+        assert!(!filtered.contains("10.244.0.0/24 masquerade"), "{filtered}");
+    }
+
+    #[test]
+    fn names_cannot_carry_commands() {
+        assert_eq!(sanitize("scaleup-n1"), "scaleup-n1");
+        assert_eq!(sanitize("a {}; flush ruleset"), "a-----flush-ruleset");
+        assert_eq!(sanitize("1a"), "t1a");
+        assert_eq!(sanitize(""), "t");
+    }
+
+    #[test]
+    fn an_unchanged_model_needs_no_script() {
+        let config = RenderConfig { table: "lb".to_owned(), bridge_netfilter: true };
+        let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+        let one = model(&snapshot(&spec, &["10.244.0.2"]), &config);
+        assert_eq!(one.script_from(&one), "");
+        assert!(one.script_from(&Model::default()).starts_with("table ip lb {}\ndelete table ip lb\n"));
+    }
+}

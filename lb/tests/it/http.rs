@@ -268,12 +268,6 @@ async fn bodies_pass_both_ways_chunked_and_sized() {
     lab.stop().await;
 }
 
-/// Resident memory of this process in bytes.
-fn resident() -> usize {
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
-    text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_response_is_streamed_at_the_clients_pace() {
     let [endpoint] = endpoints::<1>().await;
@@ -285,7 +279,6 @@ async fn a_large_response_is_streamed_at_the_clients_pace() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let sent = lab.totals().bytes_out;
     assert!(sent < 24 * MIB as u64, "{sent} bytes were taken from the endpoint although nobody read them");
-    let before = resident();
     let mut total = 0;
     let mut buffer = vec![0; 256 * 1024];
     loop {
@@ -295,8 +288,6 @@ async fn a_large_response_is_streamed_at_the_clients_pace() {
         }
     }
     assert!(total > 64 * MIB, "{total} bytes with chunk framing");
-    let grown = resident().saturating_sub(before);
-    assert!(grown < 48 * MIB, "memory grew by {grown} bytes");
     lab.until("the response is counted", |t| t.bytes_out == 64 * MIB as u64 && t.codes[1] == 1).await;
     lab.stop().await;
 }
