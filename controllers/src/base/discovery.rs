@@ -29,6 +29,8 @@ impl Kind {
 pub struct Discovered {
     /// Kinds with the verb `delete`, each in one version.
     pub kinds: Vec<Kind>,
+    /// Every `group/version` that is served (`v1` for core).
+    pub versions: Vec<String>,
     /// Groups (`group/version`) that did not answer, and why. While there are any, a missing kind means nothing.
     pub failed: Vec<(String, String)>,
 }
@@ -38,6 +40,7 @@ pub async fn discover(client: &Client) -> Result<Discovered, Error> {
     let mut found = Discovered::default();
     let core = calls::call("discover", "/api", client.list_core_api_versions()).await?;
     if let Some(version) = core.versions.first() {
+        found.versions.push(version.clone());
         match calls::call("discover", format!("/api/{version}"), client.list_core_api_resources(version)).await {
             Ok(list) => found.kinds.extend(deletable(&list)),
             Err(e) => found.failed.push((version.clone(), e.user_message())),
@@ -50,6 +53,7 @@ pub async fn discover(client: &Client) -> Result<Discovered, Error> {
         let mut versions: Vec<String> = group.versions.into_iter().map(|v| v.group_version).collect();
         versions.sort_by_key(|v| Some(v) != preferred.as_ref());
         for version in versions {
+            found.versions.push(version.clone());
             match calls::call("discover", format!("/apis/{version}"), client.list_api_group_resources(&version)).await {
                 Ok(list) => merge(&mut found.kinds, deletable(&list)),
                 Err(e) => found.failed.push((version, e.user_message())),

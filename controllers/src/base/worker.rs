@@ -77,7 +77,7 @@ async fn step<R: Reconcile>(name: &'static str, queue: &Queue<R::Key>, reconcile
         Ok(Ok(Outcome::Backoff)) => queue.add_rate_limited(key.clone()),
         Ok(Err(e)) => {
             let cause = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
-            if e.is_conflict() || matches!(e, Error::Stale { .. }) {
+            if e.is_conflict() || matches!(e, Error::Stale { .. } | Error::Discovery { .. }) {
                 debug!(controller = name, %key, error = %e, cause, "will retry");
             } else {
                 warn!(controller = name, %key, error = %e, cause, "will retry");

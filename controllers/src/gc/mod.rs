@@ -94,15 +94,15 @@ impl Reconcile for Collector {
     type Key = Uid;
 
     async fn reconcile(&self, uid: &Uid) -> Result<Outcome, Error> {
+        if !self.monitors.settled() {
+            // The graph is not complete: owners would be looked up in vain, and dependents missed for good.
+            return Ok(Outcome::Done);
+        }
         let (item, suspect) = {
             let graph = self.graph.lock();
             (graph.get(uid).cloned(), graph.is_suspect(uid))
         };
         let Some(item) = item.filter(|_| suspect) else { return Ok(Outcome::Done) };
-        if !self.monitors.synced() && (item.foreground || item.orphaning) {
-            // Dependents may be missing in the graph, and would be missed for good.
-            return Ok(Outcome::Backoff);
-        }
         let Some(meta) = self.live(&item).await? else { return Ok(Outcome::Done) };
         if meta.deletion_timestamp.is_some() {
             if has_finalizer(&meta, FINALIZER_ORPHAN) {

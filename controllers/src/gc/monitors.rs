@@ -2,7 +2,7 @@
 //!
 //! A discovery that fails for a group changes nothing for that group.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
 use rand::RngExt;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -26,6 +27,8 @@ const MAX_KINDS: usize = 2_000;
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
 /// Longest pause.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// A kind whose first list takes longer is not waited for (upstream's `initialSyncTimeout`).
+const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Kinds that neither own nor are owned, and come in masses.
 fn is_ignored(kind: &Kind) -> bool {
@@ -35,6 +38,7 @@ fn is_ignored(kind: &Kind) -> bool {
 struct Monitor {
     kind: Arc<Kind>,
     synced: Arc<AtomicBool>,
+    started: Instant,
     stop: CancellationToken,
 }
 
@@ -45,8 +49,13 @@ pub struct Monitors {
     queue: Arc<Queue<Uid>>,
     /// Group and kind → watch.
     running: RwLock<HashMap<(String, String), Monitor>>,
-    /// Whether the last discovery answered for every group.
+    /// Whether every group that is served has answered at least once.
     complete: AtomicBool,
+    /// Groups (`group/version`) that have answered.
+    answered: Mutex<HashSet<String>>,
+    started: Instant,
+    /// What [`Monitors::settle`] last found.
+    settled: AtomicBool,
 }
 
 /// What a discovery means for the watches.
@@ -80,7 +89,16 @@ fn diff(running: &[Kind], found: &Discovered) -> Diff {
 impl Monitors {
     /// No watches yet.
     pub fn new(client: Client, graph: Arc<Mutex<Graph>>, queue: Arc<Queue<Uid>>) -> Self {
-        Self { client, graph, queue, running: RwLock::default(), complete: AtomicBool::new(false) }
+        Self {
+            client,
+            graph,
+            queue,
+            running: RwLock::default(),
+            complete: AtomicBool::new(false),
+            answered: Mutex::default(),
+            started: Instant::now(),
+            settled: AtomicBool::new(false),
+        }
     }
 
     /// The kind that an owner reference names, in the version that is watched.
@@ -88,33 +106,44 @@ impl Monitors {
         self.running.read().get(&(group.to_owned(), kind.to_owned())).map(|m| m.kind.clone())
     }
 
-    /// Whether the graph holds everything there is, as far as discovery and watches can tell.
-    pub fn synced(&self) -> bool {
-        let running = self.running.read();
-        self.complete.load(Ordering::Acquire)
-            && !running.is_empty()
-            && running.values().all(|m| m.synced.load(Ordering::Acquire))
+    /// Whether the graph holds everything there is, as far as discovery and watches can tell. What is looked at before may be
+    /// dropped: once the graph is settled, everything suspect is put into the queue.
+    pub fn settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    fn settle(&self) {
+        let settled = {
+            let running = self.running.read();
+            let late = |since: Instant| since.elapsed() >= SYNC_TIMEOUT;
+            (self.complete.load(Ordering::Acquire) || late(self.started))
+                && !running.is_empty()
+                && running.values().all(|m| m.synced.load(Ordering::Acquire) || late(m.started))
+        };
+        if settled && !self.settled.swap(settled, Ordering::AcqRel) {
+            let suspects = self.graph.lock().suspects();
+            suspects.into_iter().for_each(|uid| self.queue.add(uid));
+        }
+        self.settled.store(settled, Ordering::Release);
     }
 
     /// Rediscovers every `period` until `shutdown`.
     pub async fn run(self: &Arc<Self>, period: Duration, shutdown: &CancellationToken) {
         let mut backoff = MIN_BACKOFF;
         while !shutdown.is_cancelled() {
-            let pause = match discover(&self.client).await {
+            let complete = match discover(&self.client).await {
                 Ok(found) => {
                     self.adjust(&found, shutdown);
-                    if found.failed.is_empty() { period } else { period.min(Duration::from_secs(5)) }
+                    found.failed.is_empty()
                 }
                 Err(e) => {
                     debug!(error = %e, "discovery failed; watching what is known");
-                    self.complete.store(false, Ordering::Release);
-                    backoff = (backoff * 2).min(MAX_BACKOFF);
-                    backoff
+                    false
                 }
             };
-            if pause == period {
-                backoff = MIN_BACKOFF;
-            }
+            self.settle();
+            let pause = if complete { period } else { backoff.min(period) };
+            backoff = if complete { MIN_BACKOFF } else { (backoff * 2).min(MAX_BACKOFF) };
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
@@ -142,13 +171,19 @@ impl Monitors {
                 break;
             }
             let key = (kind.resource.group.clone(), kind.resource.kind.clone());
-            let monitor = Monitor { kind: Arc::new(kind), synced: Arc::default(), stop: shutdown.child_token() };
+            let stop = shutdown.child_token();
+            let monitor = Monitor { kind: Arc::new(kind), synced: Arc::default(), started: Instant::now(), stop };
             let (this, kind) = (self.clone(), monitor.kind.clone());
             let (synced, stop) = (monitor.synced.clone(), monitor.stop.clone());
             tokio::spawn(async move { this.watch(kind, synced, stop).await });
             running.insert(key, monitor);
         }
-        self.complete.store(found.failed.is_empty(), Ordering::Release);
+        // A group that answered before is watched as it was then; only one that never did leaves the graph incomplete.
+        let mut answered = self.answered.lock();
+        answered.retain(|version| found.versions.contains(version));
+        let failed = |version: &String| found.failed.iter().any(|(f, _)| f == version);
+        answered.extend(found.versions.iter().filter(|v| !failed(v)).cloned());
+        self.complete.store(found.versions.iter().all(|v| answered.contains(v)), Ordering::Release);
     }
 
     async fn watch(&self, kind: Arc<Kind>, synced: Arc<AtomicBool>, stop: CancellationToken) {
@@ -208,14 +243,18 @@ impl Monitors {
             }
             Event::Delete(object) => graph.remove(object.metadata.uid.as_deref().unwrap_or_default()),
             Event::InitDone => {
-                let listed: std::collections::HashSet<Uid> = listed.take().unwrap_or_default().into_iter().collect();
+                let listed: HashSet<Uid> = listed.take().unwrap_or_default().into_iter().collect();
                 let gone: Vec<Uid> = graph.of_kind(kind).into_iter().filter(|u| !listed.contains(u)).collect();
                 synced.store(true, Ordering::Release);
                 gone.iter().flat_map(|u| graph.remove(u)).collect()
             }
         };
         drop(graph);
-        look.into_iter().for_each(|uid| self.queue.add(uid));
+        if self.settled() {
+            look.into_iter().for_each(|uid| self.queue.add(uid));
+        } else {
+            self.settle();
+        }
     }
 }
 
@@ -237,7 +276,7 @@ mod tests {
 
     fn found(kinds: &[Kind], failed: &[&str]) -> Discovered {
         let failed = failed.iter().map(|g| ((*g).to_owned(), "down".to_owned())).collect();
-        Discovered { kinds: kinds.to_vec(), failed }
+        Discovered { kinds: kinds.to_vec(), versions: Vec::new(), failed }
     }
 
     #[test]

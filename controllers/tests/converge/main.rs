@@ -1,0 +1,10 @@
+//! The controllers against the real API server in one process, over a memory store: what users do, and what comes of it.
+//!
+//! Pods run on a scripted node ([`world::run_node`]); nothing here needs Docker, a scheduler or a network.
+
+mod cleanup;
+mod election;
+mod faults;
+mod nodes;
+mod rollout;
+mod world;
