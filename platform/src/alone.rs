@@ -1,20 +1,18 @@
 //! One role in a process of its own, talking HTTPS with the identity in its kubeconfig.
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use prometheus_client::registry::Registry;
-use scaleup_apiserver::auth::pki::{Ca, Kubeconfig as Spec};
+use scaleup_apiserver::auth::pki::Kubeconfig as Spec;
 use scaleup_apiserver::server::ApiServer;
-use scaleup_kubelet_lite as kubelet;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{AgentArgs, ApiserverArgs, ClientArgs, ControllersRoleArgs, LbRoleArgs, NodeArgs, SchedulerArgs};
-use crate::issue::{CLUSTER, Serving, pki_dir, serving};
+use crate::cli::{AgentArgs, ApiserverArgs, ClientArgs, ControllersRoleArgs, LbRoleArgs, SchedulerArgs};
+use crate::issue::{CLUSTER, serving};
 use crate::{preflight, process, roles};
 
 /// A client from a role's kubeconfig, and the CA in it.
@@ -96,15 +94,15 @@ pub async fn apiserver(args: ApiserverArgs, shutdown: CancellationToken) -> Resu
     let _lock = preflight::DataDir::open(&dir)?;
     let listener = preflight::bind(args.api.listen).await?;
     let bound = listener.local_addr()?;
-    let ca = Ca::load_or_create(&pki_dir(&dir))?;
     let store = roles::open_store(&args.api, &dir).await?;
-    let server =
-        ApiServer::build(roles::apiserver(&args.api, &dir, bound), store.store.clone(), process::registry()).await?;
+    let server = ApiServer::build(roles::apiserver(&args.api, &dir, bound), store.store.clone())?;
+    server.metrics.with_registry(process::register);
     let url = roles::local_url(bound);
     let admin = Spec { cluster: CLUSTER, server: &url, user: "kubernetes-admin", groups: &["system:masters"] };
-    ca.ensure_kubeconfig(&dir.join("kubeconfig"), &admin)?;
+    server.ca.ensure_kubeconfig(&dir.join("kubeconfig"), &admin)?;
     println!("The API listens at {url}; the admin's kubeconfig is {}", dir.join("kubeconfig").display());
     let outcome = server.serve(listener, shutdown).await;
+    server.stop();
     store.close().await;
     outcome.map_err(Into::into)
 }
@@ -136,30 +134,12 @@ pub async fn agent(args: AgentArgs, shutdown: CancellationToken) -> Result<()> {
     let _lock = preflight::DataDir::open(&dir)?;
     let serving = serving(&args.client.kubeconfig)?;
     let (client, _) = client(&args.client).await?;
-    let node = roles::node_name(args.node.node_name.as_ref());
-    let config = agent_config(&args.node, &dir, &node, roles::node_ip(&args.node), serving);
-    let agent = kubelet::build(config, client, roles::runtime(&args.node, &node));
+    let config = roles::agent(&args.node, &dir, &roles::node_name(args.node.node_name.as_ref()), serving);
+    let runtime = roles::runtime(&args.node, &config);
+    let mut registry = process::registry();
+    let agent = scaleup_kubelet_lite::build(config, client, runtime, &mut registry).await?;
+    // The agent's own API serves these metrics.
     agent.run(shutdown).await.map_err(Into::into)
-}
-
-/// The agent's configuration.
-pub fn agent_config(
-    args: &NodeArgs,
-    data_dir: &Path,
-    node: &str,
-    node_ip: IpAddr,
-    serving: Serving,
-) -> kubelet::Config {
-    kubelet::Config {
-        node_ip,
-        data_dir: roles::agent_dir(data_dir),
-        pod_cidr_pool: args.pod_cidr_pool.clone(),
-        listen: args.kubelet_listen,
-        labels: args.node_labels.iter().cloned().collect(),
-        stop_pods: args.stop_pods,
-        tls: kubelet::Tls { ca_pem: serving.ca_pem, cert_pem: serving.cert_pem, key_pem: serving.key_pem },
-        ..kubelet::Config::new(node)
-    }
 }
 
 /// `scaleup lb`

@@ -10,6 +10,7 @@ mod process;
 mod roles;
 mod up;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -24,7 +25,7 @@ fn logging(cli: &Cli) -> Result<()> {
     let filter = EnvFilter::try_new(&cli.log).map_err(|e| anyhow::anyhow!("--log {}: {e}", cli.log))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match cli.log_format {
-        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => builder.json().init(),
     }
     Ok(())

@@ -46,10 +46,15 @@ impl Collector for Process {
     }
 }
 
+/// Adds the process' own metrics.
+pub fn register(registry: &mut Registry) {
+    registry.register_collector(Box::new(Process));
+}
+
 /// A registry that holds the process' own metrics.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Process));
+    register(&mut registry);
     registry
 }
 

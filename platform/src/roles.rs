@@ -1,7 +1,7 @@
 //! From options to each role's own configuration and dependencies; used by `up` and by the roles that run alone.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -13,11 +13,13 @@ use scaleup_store::etcd::{self, EtcdStore};
 use scaleup_store::memory::MemoryStore;
 
 use crate::cli::{ApiArgs, ControllersArgs, LbArgs, NodeArgs, RuntimeChoice, StoreChoice};
-use crate::issue::CLUSTER;
+use crate::issue::{CLUSTER, Serving};
 use crate::preflight;
 
 /// Name of the embedded store's file.
 const STORE_FILE: &str = "store.redb";
+/// What a node with the fake runtime claims to have.
+const HOLLOW: kubelet::Hollow = kubelet::Hollow { cpus: 32, memory_bytes: 64 << 30 };
 /// nftables allows longer names, but a listing should stay readable.
 const MAX_TABLE_NAME: usize = 60;
 
@@ -90,6 +92,7 @@ pub fn apiserver(api: &ApiArgs, data_dir: &Path, bound: SocketAddr) -> ServerCon
         advertise_address: advertise(api, bound.ip()),
         advertise_port: bound.port(),
         extra_names: api.tls_names.clone(),
+        exclusive_store: !matches!(api.store, StoreChoice::Etcd(_)),
         ..ServerConfig::default()
     }
 }
@@ -144,15 +147,27 @@ pub fn lb(args: &LbArgs, node: &str, node_ip: IpAddr, service_cidr: &str) -> sca
     }
 }
 
-/// Folder of the agent in a data directory.
-pub fn agent_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join("node")
+/// The agent's configuration.
+pub fn agent(args: &NodeArgs, data_dir: &Path, node: &str, serving: Serving) -> kubelet::Config {
+    let Serving { ca_pem, cert_pem, key_pem } = serving;
+    kubelet::Config {
+        pod_cidr_pool: args.pod_cidr_pool.clone(),
+        listen: Some(args.kubelet_listen),
+        tls: Some(kubelet::TlsMaterial { ca_pem, cert_pem, key_pem }),
+        labels: args.node_labels.iter().cloned().collect(),
+        stop_pods: args.stop_pods,
+        hollow: (args.runtime == RuntimeChoice::Fake).then_some(HOLLOW),
+        ..kubelet::Config::new(node, node_ip(args), data_dir.join("node"))
+    }
 }
 
 /// The container runtime that the options name.
-pub fn runtime(node: &NodeArgs, instance: &str) -> Arc<dyn kubelet::runtime::ContainerRuntime> {
-    match node.runtime {
-        RuntimeChoice::Docker => Arc::new(kubelet::runtime::docker::Docker::new(&node.docker_socket, instance)),
-        RuntimeChoice::Fake => Arc::new(kubelet::runtime::fake::Fake::new()),
+pub fn runtime(args: &NodeArgs, config: &kubelet::Config) -> Arc<dyn kubelet::runtime::ContainerRuntime> {
+    match args.runtime {
+        RuntimeChoice::Docker => {
+            let socket = args.docker_socket.to_string_lossy();
+            Arc::new(kubelet::runtime::docker::DockerRuntime::new(socket, config.owner()))
+        }
+        RuntimeChoice::Fake => Arc::new(kubelet::runtime::fake::FakeRuntime::steady(config.clock)),
     }
 }

@@ -1,8 +1,10 @@
 //! `scaleup up`: every role in one process, each a client of the API server next to it, without sockets in between.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use prometheus_client::registry::Registry;
 use scaleup_apiserver::auth::pki::{Ca, Kubeconfig};
 use scaleup_apiserver::server::{ApiServer, Server};
 use scaleup_apiserver::user::UserInfo;
@@ -10,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
-use crate::issue::{CLUSTER, Serving, pki_dir};
+use crate::issue::{CLUSTER, Serving};
 use crate::{alone, preflight, process, roles};
 
 /// A role's name and how it ended.
@@ -27,61 +29,72 @@ pub async fn run(args: UpArgs, shutdown: CancellationToken) -> Result<()> {
     let _lock = preflight::DataDir::open(&dir)?;
     let listener = preflight::bind(args.api.listen).await?;
     let bound = listener.local_addr()?;
-    let ca = Ca::load_or_create(&pki_dir(&dir))?;
     let store = roles::open_store(&args.api, &dir).await?;
-
-    let mut metrics = process::registry();
-    let node = roles::node_name(args.node.node_name.as_ref());
-    let node_ip = roles::node_ip(&args.node);
-    let lb = scaleup_lb::build(roles::lb(&args.lb, &node, node_ip, &args.api.service_cidr), &mut metrics);
-    let controller_metrics = scaleup_controllers::build(&mut metrics);
-    let scheduler = scaleup_scheduler::build(scaleup_scheduler::Config::default(), &mut metrics);
-    let serving = node_serving(&ca, &node, node_ip)?;
-    let agent_config = alone::agent_config(&args.node, &dir, &node, node_ip, serving);
-
-    let server = ApiServer::build(roles::apiserver(&args.api, &dir, bound), store.store.clone(), metrics).await?;
-    let api_stop = CancellationToken::new();
-    let mut api = JoinSet::new();
-    let serve = server.clone().serve(listener, api_stop.clone());
-    api.spawn(async move { ("API server", serve.await.map_err(Into::into)) });
-
+    let server = ApiServer::build(roles::apiserver(&args.api, &dir, bound), store.store.clone())?;
     let kubeconfig = dir.join("kubeconfig");
     let url = roles::local_url(bound);
     let admin = Kubeconfig { cluster: CLUSTER, server: &url, user: "kubernetes-admin", groups: &["system:masters"] };
-    ca.ensure_kubeconfig(&kubeconfig, &admin)?;
+    server.ca.ensure_kubeconfig(&kubeconfig, &admin)?;
 
     // Roles stop before the API does, so that what they do last is still recorded.
-    let stop = CancellationToken::new();
-    let mut running: JoinSet<Ended> = JoinSet::new();
+    let (api_stop, roles_stop) = (CancellationToken::new(), CancellationToken::new());
+    let (mut api, mut running) = (JoinSet::new(), JoinSet::new());
+    let (serving, serving_stop) = (server.clone(), api_stop.clone());
+    api.spawn(async move { ("API server", serving.serve(listener, serving_stop).await.map_err(Into::into)) });
+    // Before the API's own roles and bindings are in place, it would refuse everybody.
+    shutdown.run_until_cancelled(server.ready()).await;
+    let outcome = match start_roles(&server, &args, &dir, &roles_stop, &mut running).await {
+        Ok(()) => {
+            greet(&args, &url, &kubeconfig);
+            alone::first_end(&shutdown, &mut running, &mut api).await
+        }
+        Err(error) => Err(error),
+    };
+    roles_stop.cancel();
+    let roles_ended = alone::drain(&mut running).await;
+    api_stop.cancel();
+    let api_ended = alone::drain(&mut api).await;
+    server.stop();
+    store.close().await;
+    tracing::info!("stopped");
+    outcome.and(roles_ended).and(api_ended)
+}
+
+async fn start_roles(
+    server: &Arc<Server>,
+    args: &UpArgs,
+    dir: &Path,
+    stop: &CancellationToken,
+    running: &mut JoinSet<Ended>,
+) -> Result<()> {
+    let node = roles::node_name(args.node.node_name.as_ref());
+    let node_ip = roles::node_ip(&args.node);
+    let agent_config = roles::agent(&args.node, dir, &node, node_serving(&server.ca, &node, node_ip)?);
+    let runtime = roles::runtime(&args.node, &agent_config);
+    let agent_client = client(server, &format!("system:node:{node}"), &["system:nodes"]);
+    // The agent's own API serves the agent's metrics, as upstream's kubelet does.
+    let agent = scaleup_kubelet_lite::build(agent_config, agent_client, runtime, &mut Registry::default()).await?;
+    let lb_config = roles::lb(&args.lb, &node, node_ip, &args.api.service_cidr);
+    let (lb, controller_metrics, scheduler) = server.metrics.with_registry(|registry| {
+        process::register(registry);
+        let scheduler = scaleup_scheduler::build(scaleup_scheduler::Config::default(), registry);
+        (scaleup_lb::build(lb_config, registry), scaleup_controllers::build(registry), scheduler)
+    });
+    let agent_stop = stop.clone();
+    running.spawn(async move { ("node agent", agent.run(agent_stop).await.map_err(Into::into)) });
     let controllers = scaleup_controllers::run(
-        client(&server, "system:kube-controller-manager", &[]),
-        roles::controllers(&args.controllers, ca.cert_pem().to_owned()),
+        client(server, "system:kube-controller-manager", &[]),
+        roles::controllers(&args.controllers, server.ca.cert_pem().to_owned()),
         controller_metrics,
         stop.clone(),
     );
     running.spawn(async move { ("controllers", controllers.await.map_err(Into::into)) });
-    let (scheduler_client, scheduler_stop) = (client(&server, "system:kube-scheduler", &[]), stop.clone());
+    let (scheduler_client, scheduler_stop) = (client(server, "system:kube-scheduler", &[]), stop.clone());
     running
         .spawn(async move { ("scheduler", scheduler.run(scheduler_client, scheduler_stop).await.map_err(Into::into)) });
-    let (lb_client, lb_stop) = (client(&server, "system:kube-proxy", &[]), stop.clone());
+    let (lb_client, lb_stop) = (client(server, "system:kube-proxy", &[]), stop.clone());
     running.spawn(async move { ("load balancer", lb.run(lb_client, lb_stop).await.map_err(Into::into)) });
-    let agent_client = client(&server, &format!("system:node:{node}"), &["system:nodes"]);
-    let agent = scaleup_kubelet_lite::build(agent_config, agent_client, roles::runtime(&args.node, &node));
-    let agent_stop = stop.clone();
-    running.spawn(async move { ("node agent", agent.run(agent_stop).await.map_err(Into::into)) });
-
-    let outcome = tokio::select! {
-        () = greet(&server, &args, &url, &kubeconfig, &shutdown) => alone::first_end(&shutdown, &mut running, &mut api).await,
-        ended = alone::first_end(&shutdown, &mut running, &mut api) => ended,
-    };
-    stop.cancel();
-    let roles_ended = alone::drain(&mut running).await;
-    api_stop.cancel();
-    let api_ended = alone::drain(&mut api).await;
-    drop(server);
-    store.close().await;
-    tracing::info!("stopped");
-    outcome.and(roles_ended).and(api_ended)
+    Ok(())
 }
 
 fn node_serving(ca: &Ca, node: &str, node_ip: std::net::IpAddr) -> Result<Serving> {
@@ -90,18 +103,8 @@ fn node_serving(ca: &Ca, node: &str, node_ip: std::net::IpAddr) -> Result<Servin
     Ok(Serving { ca_pem: ca.cert_pem().to_owned(), cert_pem: identity.cert_pem, key_pem: identity.key_pem })
 }
 
-/// Says where everything is once it is ready; then never returns before `shutdown`.
-async fn greet(
-    server: &Arc<Server>,
-    args: &UpArgs,
-    url: &str,
-    kubeconfig: &std::path::Path,
-    shutdown: &CancellationToken,
-) {
-    tokio::select! {
-        () = server.wait_ready() => {}
-        () = shutdown.cancelled() => return,
-    }
+/// Says where everything is and what to do next.
+fn greet(args: &UpArgs, url: &str, kubeconfig: &Path) {
     let kubeconfig = kubeconfig.display();
     println!("\nScaleUp is ready.");
     println!("  API            {url}");
@@ -109,5 +112,4 @@ async fn greet(
     println!("  load balancer  {}: each Service of type LoadBalancer at its own port", args.lb.lb_bind);
     println!("  next           export KUBECONFIG={kubeconfig} && kubectl get nodes");
     println!("                 or, in a checkout: make demo\n");
-    shutdown.cancelled().await;
 }
