@@ -123,8 +123,8 @@ pub async fn controllers(args: ControllersRoleArgs, shutdown: CancellationToken)
 pub async fn scheduler(args: SchedulerArgs, shutdown: CancellationToken) -> Result<()> {
     let (client, _) = client(&args.client).await?;
     let mut registry = process::registry();
-    let scheduler = scaleup_scheduler::build(scaleup_scheduler::Config::default(), &mut registry);
-    let role = scheduler.run(client, shutdown.clone());
+    let metrics = scaleup_scheduler::build(&mut registry);
+    let role = scaleup_scheduler::run(client, scaleup_scheduler::Config::default(), metrics, shutdown.clone());
     with_metrics(args.metrics_listen, registry, shutdown, async { role.await.map_err(Into::into) }).await
 }
 

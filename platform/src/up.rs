@@ -75,10 +75,10 @@ async fn start_roles(
     // The agent's own API serves the agent's metrics, as upstream's kubelet does.
     let agent = scaleup_kubelet_lite::build(agent_config, agent_client, runtime, &mut Registry::default()).await?;
     let lb_config = roles::lb(&args.lb, &node, node_ip, &args.api.service_cidr);
-    let (lb, controller_metrics, scheduler) = server.metrics.with_registry(|registry| {
+    let (lb, controller_metrics, scheduler_metrics) = server.metrics.with_registry(|registry| {
         process::register(registry);
-        let scheduler = scaleup_scheduler::build(scaleup_scheduler::Config::default(), registry);
-        (scaleup_lb::build(lb_config, registry), scaleup_controllers::build(registry), scheduler)
+        let (controllers, scheduler) = (scaleup_controllers::build(registry), scaleup_scheduler::build(registry));
+        (scaleup_lb::build(lb_config, registry), controllers, scheduler)
     });
     let agent_stop = stop.clone();
     running.spawn(async move { ("node agent", agent.run(agent_stop).await.map_err(Into::into)) });
@@ -89,9 +89,13 @@ async fn start_roles(
         stop.clone(),
     );
     running.spawn(async move { ("controllers", controllers.await.map_err(Into::into)) });
-    let (scheduler_client, scheduler_stop) = (client(server, "system:kube-scheduler", &[]), stop.clone());
-    running
-        .spawn(async move { ("scheduler", scheduler.run(scheduler_client, scheduler_stop).await.map_err(Into::into)) });
+    let scheduler = scaleup_scheduler::run(
+        client(server, "system:kube-scheduler", &[]),
+        scaleup_scheduler::Config::default(),
+        scheduler_metrics,
+        stop.clone(),
+    );
+    running.spawn(async move { ("scheduler", scheduler.await.map_err(Into::into)) });
     let (lb_client, lb_stop) = (client(server, "system:kube-proxy", &[]), stop.clone());
     running.spawn(async move { ("load balancer", lb.run(lb_client, lb_stop).await.map_err(Into::into)) });
     Ok(())
