@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::cache::{Cache, NodeIndex};
-use crate::framework::{Events, Filter, Profile, Score};
+use crate::framework::{Enabled, Events, Filter, Plugin, Profile, Score};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -61,15 +61,17 @@ pub fn enough(nodes: usize) -> usize {
     (nodes * percent / 100).max(MIN_FEASIBLE)
 }
 
-/// Filters and scores prepared for one pod.
+/// A plugin and its filter.
+type PreparedFilter<'a> = (&'a dyn Plugin, Box<dyn Filter + 'a>);
+
+/// The filters prepared for one pod.
 struct Prepared<'a> {
-    filters: Vec<(&'a Arc<dyn crate::framework::Plugin>, Box<dyn Filter + 'a>)>,
+    filters: Vec<PreparedFilter<'a>>,
 }
 
 impl<'a> Prepared<'a> {
     fn new(profile: &'a Profile, pod: &'a PodInfo, cache: &'a Cache) -> Self {
-        let prepare =
-            |enabled: &'a crate::framework::Enabled| Some((&enabled.plugin, enabled.plugin.filter(pod, cache)?));
+        let prepare = |enabled: &'a Enabled| Some((&*enabled.plugin, enabled.plugin.filter(pod, cache)?));
         Self { filters: profile.plugins.iter().filter_map(prepare).collect() }
     }
 
@@ -98,7 +100,7 @@ fn scores<'a>(
     cache: &'a Cache,
     feasible: &[NodeIndex],
 ) -> Vec<(i64, Box<dyn Score + 'a>)> {
-    let prepare = |enabled: &'a crate::framework::Enabled| {
+    let prepare = |enabled: &'a Enabled| {
         let wanted = enabled.weight != 0;
         wanted.then(|| enabled.plugin.score(pod, cache, feasible)).flatten().map(|score| (enabled.weight, score))
     };
