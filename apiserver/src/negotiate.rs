@@ -1,7 +1,7 @@
 //! Content negotiation: which form of an answer a client wants, and what form its body has.
 //!
-//! JSON always works; YAML, Tables and metadata-only views on request. Protobuf is never produced: a client that accepts
-//! nothing else gets 406, one that sends it 415.
+//! JSON always works; YAML, Tables and metadata-only views on request. Protobuf is read, as kubectl and client-go's typed
+//! clients send it, but never produced: a client that accepts nothing else gets 406.
 
 use http::HeaderMap;
 use http::header::{ACCEPT, CONTENT_TYPE};
@@ -10,6 +10,8 @@ use crate::error::ApiError;
 
 /// What the server can answer with.
 pub const OFFERED: &[&str] = &["application/json", "application/yaml"];
+/// What bodies may be.
+const READABLE: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 /// Longest Accept header that is looked at.
 const MAX_ACCEPT_BYTES: usize = 4_096;
 
@@ -125,6 +127,8 @@ pub enum BodyFormat {
     Json,
     /// YAML.
     Yaml,
+    /// Kubernetes' protobuf.
+    Protobuf,
 }
 
 /// The media type of a request without its parameters, in lower case; empty if there is none.
@@ -138,9 +142,10 @@ pub fn body_format(headers: &HeaderMap) -> Result<BodyFormat, ApiError> {
     match media_type(headers).as_str() {
         "" | "application/json" | "*/*" => Ok(BodyFormat::Json),
         "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(BodyFormat::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(BodyFormat::Protobuf),
         other => Err(ApiError::unsupported_media_type(format!(
             "the body of the request was in an unknown format ({other}) - accepted media types include: {}",
-            OFFERED.join(", ")
+            READABLE.join(", ")
         ))),
     }
 }
@@ -188,6 +193,7 @@ mod tests {
         };
         assert_eq!(of("application/json; charset=utf-8").unwrap(), BodyFormat::Json);
         assert_eq!(of("application/yaml").unwrap(), BodyFormat::Yaml);
-        assert_eq!(of("application/vnd.kubernetes.protobuf").unwrap_err().code, 415);
+        assert_eq!(of("application/vnd.kubernetes.protobuf").unwrap(), BodyFormat::Protobuf);
+        assert_eq!(of("application/cbor").unwrap_err().code, 415);
     }
 }

@@ -60,8 +60,10 @@ fn map(name: &str) -> Value {
 
 fn with(mut object: Value, pointer: &str, value: Value) -> Value {
     let (parent, key) = pointer.rsplit_once('/').unwrap_or(("", pointer));
-    if let Some(parent) = object.pointer_mut(parent) {
-        parent[key] = value;
+    match (object.pointer_mut(parent), key.parse::<usize>()) {
+        (Some(Value::Array(items)), Ok(index)) => items[index] = value,
+        (Some(parent), _) => parent[key] = value,
+        (None, _) => {}
     }
     object
 }
@@ -321,7 +323,8 @@ fn requests() -> Vec<Case> {
         post("post to an object", &format!("{MAPS}/x"), &map("x"), 405, ""),
         content("plain text", "text/plain", 415),
         content("no such content type", "application/x-nonsense", 415),
-        content("protobuf", "application/vnd.kubernetes.protobuf", 415),
+        content("JSON that claims to be protobuf", "application/vnd.kubernetes.protobuf", 400),
+        content("CBOR", "application/cbor", 415),
         patch("server-side apply", "application/apply-patch+yaml", "{}", 415, "server-side"),
         patch("unknown patch type", JSON, "{}", 415, ""),
         patch("JSON patch that is no list", "application/json-patch+json", "{}", 400, ""),

@@ -10,6 +10,7 @@ use crate::error::ApiError;
 use crate::negotiate::{BodyFormat, body_format};
 use crate::registry::Resource;
 use crate::request::FieldValidation;
+use crate::schema::protobuf;
 
 /// Deepest nesting of a body. Upstream's limit for JSON is far higher, but no kind nests half as deep.
 const MAX_DEPTH: usize = 100;
@@ -36,7 +37,11 @@ pub fn parse(headers: &HeaderMap, bytes: &[u8], kind: &str) -> Result<Parsed, Ap
         ApiError::bad_request(format!(
             "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; \
              {} parse error: {e} ({quoted:?}{dots})",
-            if format == BodyFormat::Json { "json" } else { "yaml" },
+            match format {
+                BodyFormat::Json => "json",
+                BodyFormat::Yaml => "yaml",
+                BodyFormat::Protobuf => "protobuf",
+            },
         ))
     })
 }
@@ -59,6 +64,7 @@ fn parse_as(format: BodyFormat, bytes: &[u8]) -> Result<Parsed, String> {
             serde_saphyr::with_deserializer_from_slice_with_options(bytes, options, |yaml| seed.deserialize(yaml))
                 .map_err(|e| e.to_string())?
         }
+        BodyFormat::Protobuf => protobuf::decode(bytes).map_err(|e| e.to_string())?,
     };
     Ok(Parsed { value, duplicates })
 }

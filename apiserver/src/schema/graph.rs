@@ -10,10 +10,26 @@ use super::table::{self, Extra};
 
 type TypeId = u16;
 
+/// What a single JSON value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scalar {
+    Text,
+    Integer,
+    Boolean,
+    Number,
+    /// Base64 in JSON.
+    Bytes,
+    Quantity,
+    IntOrString,
+    /// RFC 3339 in whole seconds.
+    Time,
+    /// RFC 3339 in microseconds.
+    MicroTime,
+}
+
 #[derive(Debug)]
 enum Shape {
-    /// A string, number, boolean, quantity, time or int-or-string.
-    Scalar,
+    Scalar(Scalar),
     /// Any JSON object (`FieldsV1`, `RawExtension`).
     Opaque,
     Object(TypeId),
@@ -38,8 +54,10 @@ struct Type {
 /// Every type that a built-in kind reaches.
 #[derive(Debug)]
 struct Graph {
+    /// By name.
     types: Vec<Type>,
-    roots: HashMap<(&'static str, &'static str, &'static str), TypeId>,
+    /// A shape per type, so that a whole object can be pointed to like any field.
+    objects: Vec<Shape>,
 }
 
 static GRAPH: LazyLock<Graph> = LazyLock::new(Graph::build);
@@ -48,6 +66,21 @@ static GRAPH: LazyLock<Graph> = LazyLock::new(Graph::build);
 #[derive(Clone, Copy, Debug)]
 pub struct Node {
     shape: &'static Shape,
+}
+
+/// The shape of a place.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// A single value.
+    Scalar(Scalar),
+    /// Any JSON object.
+    Opaque,
+    /// An object with known fields.
+    Object,
+    /// A list of such items.
+    List(Node),
+    /// A map from text to such values.
+    Map(Node),
 }
 
 /// What a schema says about a field.
@@ -64,9 +97,24 @@ pub enum Lookup {
 impl Node {
     /// The place of a whole object; `None` for kinds without a built-in schema.
     pub fn of_kind(group: &str, version: &str, kind: &str) -> Option<Self> {
-        let root = find(group, version, kind)?;
-        let id = GRAPH.roots.get(&(root.group, root.version, root.kind))?;
-        GRAPH.root_shapes().get(usize::from(*id)).map(|shape| Self { shape })
+        Self::of_type(&find(group, version, kind)?.type_name())
+    }
+
+    /// The place of an object of a type, by upstream's name (`io.k8s.api.core.v1.Pod`).
+    pub fn of_type(type_name: &str) -> Option<Self> {
+        let id = GRAPH.types.binary_search_by(|t| t.name.as_ref().cmp(type_name)).ok()?;
+        GRAPH.objects.get(id).map(|shape| Self { shape })
+    }
+
+    /// What is here.
+    pub fn kind(self) -> Kind {
+        match self.shape {
+            Shape::Scalar(scalar) => Kind::Scalar(*scalar),
+            Shape::Opaque => Kind::Opaque,
+            Shape::Object(_) => Kind::Object,
+            Shape::List(item) => Kind::List(Self { shape: item }),
+            Shape::Map(value) => Kind::Map(Self { shape: value }),
+        }
     }
 
     /// A field of an object, or the value under any key of a map.
@@ -80,7 +128,7 @@ impl Node {
                 }
             }
             Shape::Map(value) => Lookup::Known(Self { shape: value }, None),
-            Shape::Scalar | Shape::List(_) => Lookup::Unknown,
+            Shape::Scalar(_) | Shape::List(_) => Lookup::Unknown,
             Shape::Opaque => Lookup::Opaque,
         }
     }
@@ -93,14 +141,19 @@ impl Node {
         }
     }
 
+    /// Upstream's name of the type (`io.k8s.api.core.v1.Container`); empty if it is not an object.
+    pub fn full_name(self) -> &'static str {
+        match self.shape {
+            Shape::Object(id) => GRAPH.types.get(usize::from(*id)).map_or("", |t| t.name.as_ref()),
+            _ => "",
+        }
+    }
+
     /// Upstream's Go name of the type (`Container`), for messages.
     pub fn type_name(self) -> &'static str {
         match self.shape {
-            Shape::Object(id) => {
-                let full = GRAPH.types.get(usize::from(*id)).map_or("", |t| t.name.as_ref());
-                full.rsplit('.').next().unwrap_or(full)
-            }
-            Shape::Scalar => "scalar",
+            Shape::Object(_) => self.full_name().rsplit('.').next().unwrap_or_default(),
+            Shape::Scalar(_) => "scalar",
             Shape::Opaque => "object",
             Shape::List(_) => "list",
             Shape::Map(_) => "map",
@@ -113,19 +166,10 @@ impl Graph {
         let definitions = definitions(ROOTS.iter());
         let ids: HashMap<&str, TypeId> =
             (0..=TypeId::MAX).zip(&definitions).map(|(id, (name, _))| (name.as_str(), id)).collect();
-        let types = definitions.iter().map(|(name, schema)| Type::read(name, schema, &definitions, &ids)).collect();
-        let roots = ROOTS
-            .iter()
-            .filter_map(|r| Some(((r.group, r.version, r.kind), *ids.get(r.type_name().as_str())?)))
-            .collect();
-        Self { types, roots }
-    }
-
-    /// A shape per type, so that a root can be pointed to like any field.
-    fn root_shapes(&self) -> &'static [Shape] {
-        static SHAPES: LazyLock<Vec<Shape>> =
-            LazyLock::new(|| (0..=TypeId::MAX).take(GRAPH.types.len()).map(Shape::Object).collect());
-        &SHAPES
+        let types: Vec<Type> =
+            definitions.iter().map(|(name, schema)| Type::read(name, schema, &definitions, &ids)).collect();
+        let objects = (0..=TypeId::MAX).take(types.len()).map(Shape::Object).collect();
+        Self { types, objects }
     }
 }
 
@@ -158,7 +202,13 @@ impl Shape {
             return match (ids.get(target), definitions.get(target)) {
                 (Some(id), Some(of)) if of.get("properties").is_some() => Self::Object(*id),
                 (_, Some(of)) if of.get("type").is_some_and(|t| t == "object") => Self::Opaque,
-                _ => Self::Scalar,
+                _ => Self::Scalar(match target.rsplit('.').next() {
+                    Some("Quantity") => Scalar::Quantity,
+                    Some("IntOrString") => Scalar::IntOrString,
+                    Some("Time") => Scalar::Time,
+                    Some("MicroTime") => Scalar::MicroTime,
+                    _ => Scalar::Text,
+                }),
             };
         }
         if let Some(items) = schema.get("items") {
@@ -167,7 +217,15 @@ impl Shape {
         if let Some(values) = schema.get("additionalProperties") {
             return Self::Map(Box::new(Self::read(values, definitions, ids)));
         }
-        if schema.get("type").is_some_and(|t| t == "object") { Self::Opaque } else { Self::Scalar }
+        let text = |key: &str| schema.get(key).and_then(Value::as_str).unwrap_or_default();
+        match (text("type"), text("format")) {
+            ("object", _) => Self::Opaque,
+            ("integer", _) => Self::Scalar(Scalar::Integer),
+            ("boolean", _) => Self::Scalar(Scalar::Boolean),
+            ("number", _) => Self::Scalar(Scalar::Number),
+            (_, "byte") => Self::Scalar(Scalar::Bytes),
+            _ => Self::Scalar(Scalar::Text),
+        }
     }
 }
 

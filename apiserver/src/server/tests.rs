@@ -251,7 +251,8 @@ async fn field_validation() {
     let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: y\ndata:\n  k: v\n";
     let created = api.send(Method::POST, CONFIGMAPS, "application/yaml", yaml).await.is(201);
     assert_eq!(created.body["data"]["k"], "v");
-    api.send(Method::POST, CONFIGMAPS, "application/vnd.kubernetes.protobuf", "k8s\0").await.is(415);
+    api.send(Method::POST, CONFIGMAPS, "application/vnd.kubernetes.protobuf", "k8s\0").await.is(400);
+    api.send(Method::POST, CONFIGMAPS, "application/cbor", "{}").await.is(415);
     api.send(Method::POST, CONFIGMAPS, JSON, "{").await.says(400, "must be of type ConfigMap");
     api.send(Method::POST, CONFIGMAPS, JSON, "[]").await.is(400);
     api.send(Method::POST, CONFIGMAPS, JSON, vec![b' '; (3 << 20) + 1]).await.is(413);

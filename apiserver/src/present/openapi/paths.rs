@@ -234,12 +234,14 @@ fn on_subresource(row: &Resource, subresource: &Subresource, verb: Verb) -> Oper
     out.kind = (group.to_owned(), version.to_owned(), kind.to_owned());
     out.description = format!("{} {} of the specified {}", verb_text(verb), subresource.name, row.kind);
     let own_type = type_name(group, version, kind);
-    let streams = matches!(subresource.kind, SubresourceKind::Custom(_)) && (verb == Verb::Get || own_type.is_none());
+    // Logs, exec and the like have no object; bindings, evictions and token requests do.
+    let streams =
+        matches!(subresource.kind, SubresourceKind::Custom(_)) && (subresource.gvk.is_none() || own_type.is_none());
     if streams {
         out.query = Vec::new();
         out.body = Body::None;
         out.answer = Answer::Text;
-        if subresource.gvk.is_some() {
+        if subresource.verbs.contains(&Verb::Create) {
             out.action = "connect";
         }
         return out;
