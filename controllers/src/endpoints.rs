@@ -231,7 +231,9 @@ mod tests {
     fn pod(n: usize, ready: bool, port: i32) -> Arc<Pod> {
         let value = json!({
             "metadata": {"name": format!("p{n}"), "namespace": "shop", "uid": format!("u{n}")},
-            "spec": {"nodeName": "n1", "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": port}]}]},
+            "spec": {"nodeName": "n1", "containers": [
+                {"name": "c", "ports": [{"name": "http", "containerPort": port}]}
+            ]},
             "status": {"podIP": format!("10.0.{}.{}", n / 250, n % 250),
                        "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]},
         });

@@ -1,7 +1,7 @@
 //! Leader election through a Lease (`coordination.k8s.io/v1`), with client-go's timing and record.
 //!
-//! Every candidate watches how long the record has not changed *by its own clock*; clocks of different machines are never
-//! compared. A leader that cannot renew stops leading before another may start.
+//! Every candidate watches how long the record has not changed *by its own clock*; clocks of different machines are
+//! never compared. A leader that cannot renew stops leading before another may start.
 
 use std::future::Future;
 use std::time::Duration;
@@ -104,8 +104,8 @@ impl Elector {
         Self { api, config, observed: Observed::default(), gauge }
     }
 
-    /// Runs `lead` whenever elected, each time with a token that is cancelled when leadership is lost or `shutdown` comes;
-    /// `lead` must return soon then. Returns after `shutdown`, with the Lease released.
+    /// Runs `lead` whenever elected, each time with a token that is cancelled when leadership is lost or `shutdown`
+    /// comes; `lead` must return soon then. Returns after `shutdown`, with the Lease released.
     pub async fn run<F, Fut>(mut self, shutdown: CancellationToken, mut lead: F)
     where
         F: FnMut(CancellationToken) -> Fut,

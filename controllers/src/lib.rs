@@ -1,8 +1,9 @@
 //! The controllers: each an ordinary Kubernetes client that brings objects closer to what they should be.
 //!
-//! [`CONTROLLERS`] is the table of them. A controller's start function subscribes to shared caches ([`context::Informers`])
-//! and returns the future that works until shutdown. Every controller decides in a pure `plan` and acts in `apply`.
-//! Nothing in here knows the API server or the store; it runs unchanged against upstream Kubernetes.
+//! [`CONTROLLERS`] is the table of them. A controller's start function subscribes to shared caches
+//! ([`context::Informers`]) and returns the future that works until shutdown. Every controller decides in a pure
+//! `plan` and acts in `apply`. Nothing in here knows the API server or the store; it runs unchanged against upstream
+//! Kubernetes.
 
 pub mod base;
 mod config;

@@ -1,6 +1,7 @@
 //! Empties namespaces that are being deleted, then lets go of them (upstream's namespaced resources deleter).
 //!
-//! Works on whatever discovery lists, so that CRDs count too. While discovery is incomplete a namespace is never released.
+//! Works on whatever discovery lists, so that CRDs count too. While discovery is incomplete a namespace is never
+//! released.
 
 use std::collections::BTreeMap;
 
@@ -296,8 +297,8 @@ mod tests {
         );
         assert_eq!(
             text("NamespaceFinalizersRemaining"),
-            "True SomeFinalizersRemain Some content in the namespace has finalizers remaining: a/b in 2 resource instances, \
-             c in 1 resource instances"
+            "True SomeFinalizersRemain Some content in the namespace has finalizers remaining: \
+             a/b in 2 resource instances, c in 1 resource instances"
         );
         assert!(text("NamespaceDeletionDiscoveryFailure").starts_with("False ResourcesDiscovered"));
         assert_eq!(status_with(&status, &findings, scaleup_api::time::now()), None, "said already");

@@ -1,5 +1,5 @@
-//! Pods that nobody will clean up otherwise (upstream's `pkg/controller/podgc`): terminated ones beyond a threshold, those of
-//! nodes that are gone, and those deleted before they had a node.
+//! Pods that nobody will clean up otherwise (upstream's `pkg/controller/podgc`): terminated ones beyond a threshold,
+//! those of nodes that are gone, and those deleted before they had a node.
 //!
 //! A node counts as gone only after a quarantine and a live look.
 

@@ -20,8 +20,8 @@ pub const CONFIG_MAP_NAME: &str = "kube-root-ca.crt";
 const FILE: &str = "ca.crt";
 const DESCRIPTION: &str = "kubernetes.io/description";
 const DESCRIPTION_TEXT: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal \
-    endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions \
-    of Kubernetes clusters.";
+    endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across \
+    distributions of Kubernetes clusters.";
 
 /// Subscribes and works until shutdown.
 pub fn start(cx: Context) -> BoxFuture<'static, ()> {

@@ -1,6 +1,8 @@
-//! Pods leave nodes whose `NoExecute` taints they do not (or no longer) tolerate (upstream's taint eviction controller).
+//! Pods leave nodes whose `NoExecute` taints they do not (or no longer) tolerate (upstream's taint eviction
+//! controller).
 //!
-//! The time a pod may stay counts from the taint's `timeAdded`, so that a restart of the controller gives no second grace.
+//! The time a pod may stay counts from the taint's `timeAdded`, so that a restart of the controller gives no second
+//! grace.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -163,7 +165,8 @@ impl Controller {
             list.retain(|c| c["type"] != "DisruptionTarget");
             list.push(json!({
                 "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
-                "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": scaleup_api::time::now(),
+                "message": "Taint manager: deleting due to NoExecute taint",
+                "lastTransitionTime": scaleup_api::time::now(),
             }));
         }
         let patch = json!({

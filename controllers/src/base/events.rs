@@ -1,5 +1,5 @@
-//! Events about objects, as upstream's controllers write them: `core/v1` with source, count and first/last timestamps, so
-//! that every kubectl shows age, count and origin; repeated ones are counted, floods are cut off.
+//! Events about objects, as upstream's controllers write them: `core/v1` with source, count and first/last timestamps,
+//! so that every kubectl shows age, count and origin; repeated ones are counted, floods are cut off.
 //!
 //! kube-runtime's recorder is not used because it counts events of different messages as one.
 //! Publishing never waits: events are advice, and dropping one is better than holding up a controller.

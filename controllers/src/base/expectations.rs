@@ -1,7 +1,7 @@
 //! What a controller has asked for and not yet seen in its cache (upstream's `UIDTrackingControllerExpectations`).
 //!
-//! Creates are tracked by name, which the controller chooses itself, and deletes by UID. So an answer that was lost is no
-//! riddle: what stays unseen for [`CHECK_AFTER`] is looked up live by the caller, never assumed.
+//! Creates are tracked by name, which the controller chooses itself, and deletes by UID. So an answer that was lost is
+//! no riddle: what stays unseen for [`CHECK_AFTER`] is looked up live by the caller, never assumed.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -51,7 +51,8 @@ pub fn adopt_patch(object: &ObjectMeta, owner: OwnerReference) -> Value {
     owner_references_patch(object, &references)
 }
 
-/// A merge patch that takes the references to `owner_uids` out of `object`; fails with a conflict if the object has changed.
+/// A merge patch that takes the references to `owner_uids` out of `object`; fails with a conflict if the object has
+/// changed.
 pub fn release_patch(object: &ObjectMeta, owner_uids: &[&str]) -> Value {
     let mut references = object.owner_references.clone().unwrap_or_default();
     references.retain(|r| !owner_uids.contains(&r.uid.as_str()));

@@ -1,5 +1,5 @@
-//! What a Deployment needs next (upstream's `sync.go`, `rolling.go`, `recreate.go`). Pure: a model of the ReplicaSets is
-//! changed step by step as upstream would change them through the API, and the differences become operations.
+//! What a Deployment needs next (upstream's `sync.go`, `rolling.go`, `recreate.go`). Pure: a model of the ReplicaSets
+//! is changed step by step as upstream would change them through the API, and the differences become operations.
 //!
 //! One state machine in one file: pausing, scaling, the two strategies, history, status.
 

@@ -43,8 +43,8 @@ pub fn sizes(d: &Deployment) -> [(&'static str, i32); 2] {
     [(DESIRED_REPLICAS, desired), (MAX_REPLICAS, desired.saturating_add(strategy::max_surge(d)))]
 }
 
-/// What to set on the newest ReplicaSet (upstream's `SetNewReplicaSetAnnotations`): inherited annotations, its revision if it
-/// is to become newer than `revision`, and the history of a rollback.
+/// What to set on the newest ReplicaSet (upstream's `SetNewReplicaSetAnnotations`): inherited annotations, its
+/// revision if it is to become newer than `revision`, and the history of a rollback.
 pub fn changes(d: &Deployment, set: &ReplicaSet, revision: i64) -> Changes {
     let current = set.annotations();
     let inherited =

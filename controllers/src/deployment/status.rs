@@ -67,8 +67,8 @@ pub fn remove(status: &mut DeploymentStatus, kind: &str) {
     }
 }
 
-/// Counts over all ReplicaSets, and the Available condition (upstream's `calculateStatus`). Other conditions are those of
-/// `d.status`.
+/// Counts over all ReplicaSets, and the Available condition (upstream's `calculateStatus`). Other conditions are those
+/// of `d.status`.
 pub fn counted(d: &Deployment, all: &[&ReplicaSet], newest: Option<&ReplicaSet>, now: Timestamp) -> DeploymentStatus {
     let old = d.status.clone().unwrap_or_default();
     let available_replicas = sum(all.iter().copied(), available);
@@ -132,7 +132,8 @@ fn timed_out(d: &Deployment, status: &DeploymentStatus, now: Timestamp) -> bool 
     }
 }
 
-/// The status during a rollout (upstream's `syncRolloutStatus`): counts, progress, failures. `d.status` is the status so far.
+/// The status during a rollout (upstream's `syncRolloutStatus`): counts, progress, failures. `d.status` is the status
+/// so far.
 pub fn rollout(d: &Deployment, all: &[&ReplicaSet], newest: Option<&ReplicaSet>, now: Timestamp) -> DeploymentStatus {
     let old = d.status.clone().unwrap_or_default();
     let mut new = counted(d, all, newest, now);

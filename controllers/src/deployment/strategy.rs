@@ -1,4 +1,5 @@
-//! Numbers that follow from a Deployment's spec: surge, unavailability, deadline, history (upstream's `deployment_util.go`).
+//! Numbers that follow from a Deployment's spec: surge, unavailability, deadline, history (upstream's
+//! `deployment_util.go`).
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet, RollingUpdateDeployment};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -36,7 +37,8 @@ fn scaled(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
     }
 }
 
-/// Surge (rounded up) and unavailability (rounded down); both zero would never progress, so one pod may be unavailable then.
+/// Surge (rounded up) and unavailability (rounded down); both zero would never progress, so one pod may be unavailable
+/// then.
 fn fenceposts(d: &Deployment) -> (i32, i32) {
     let surge = scaled(rolling(d).and_then(|r| r.max_surge.as_ref()), desired(d), true).max(0);
     let unavailable = scaled(rolling(d).and_then(|r| r.max_unavailable.as_ref()), desired(d), false).max(0);

@@ -46,14 +46,18 @@ fn set(image: &str, size: i32, available: i32, desired: i32, revision: i64) -> R
     let value = json!({
         "metadata": {"name": format!("web-{image}"), "namespace": "shop", "uid": image, "generation": 1,
             "resourceVersion": "5", "creationTimestamp": at(1000 - revision),
-            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "d", "controller": true}],
+            "ownerReferences": [
+                {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "uid": "d", "controller": true}
+            ],
             "annotations": {
                 revision::REVISION: revision.to_string(),
                 revision::DESIRED_REPLICAS: desired.to_string(),
                 revision::MAX_REPLICAS: (desired + (desired + 3) / 4).to_string(),
             }},
         "spec": {"replicas": size, "selector": {"matchLabels": {"app": "web"}}, "template": pod_template(image)},
-        "status": {"replicas": size, "readyReplicas": available, "availableReplicas": available, "observedGeneration": 1},
+        "status": {
+            "replicas": size, "readyReplicas": available, "availableReplicas": available, "observedGeneration": 1,
+        },
     });
     serde_json::from_value(value).unwrap()
 }

@@ -136,7 +136,8 @@ fn sorted_slices(observed: &Observed<'_>, families: &[Family]) -> (Sorted, Vec<A
     (sorted, unusable)
 }
 
-/// Puts the endpoints of a group into its slices: each stays where it is, new ones fill gaps, the rest makes new slices.
+/// Puts the endpoints of a group into its slices: each stays where it is, new ones fill gaps, the rest makes new
+/// slices.
 fn place(
     observed: &Observed<'_>,
     family: Family,
@@ -322,7 +323,9 @@ mod tests {
     fn pod(n: usize, ready: bool, port: i32) -> Arc<Pod> {
         let value = json!({
             "metadata": {"name": format!("p{n}"), "namespace": "shop", "uid": format!("u{n:04}")},
-            "spec": {"nodeName": "n1", "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": port}]}]},
+            "spec": {"nodeName": "n1", "containers": [
+                {"name": "c", "ports": [{"name": "http", "containerPort": port}]}
+            ]},
             "status": {"phase": "Running", "podIP": format!("10.0.{}.{}", n / 250, n % 250),
                        "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]},
         });

@@ -24,8 +24,8 @@ pub enum Decision {
     Keep,
     /// An owner is left: drop the references to these UIDs.
     DropReferences(Vec<String>),
-    /// No owner is left: delete it. `unblock` first makes its references non-blocking, because owner and dependent wait for
-    /// each other.
+    /// No owner is left: delete it. `unblock` first makes its references non-blocking, because owner and dependent
+    /// wait for each other.
     Delete {
         /// How its own dependents are treated.
         policy: PropagationPolicy,

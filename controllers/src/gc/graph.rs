@@ -111,8 +111,8 @@ impl Graph {
         self.items.values().filter(|i| *i.kind == *kind).map(|i| i.uid.clone()).collect()
     }
 
-    /// Whether an object needs a look: it is in some stage of deletion that involves others, or an owner of it is unknown,
-    /// mistaken or waiting for its dependents.
+    /// Whether an object needs a look: it is in some stage of deletion that involves others, or an owner of it is
+    /// unknown, mistaken or waiting for its dependents.
     pub fn is_suspect(&self, uid: &str) -> bool {
         let Some(item) = self.items.get(uid) else { return false };
         if item.foreground || item.orphaning {

@@ -1,7 +1,7 @@
 //! The garbage collector: dependents of owners that are gone go too (upstream's `pkg/controller/garbagecollector`).
 //!
-//! Watches decide what to look at, live reads decide what happens: an object is deleted only after each of its owners was
-//! looked up by name and UID and found absent. A failed read or an unknown kind is never taken for absence.
+//! Watches decide what to look at, live reads decide what happens: an object is deleted only after each of its owners
+//! was looked up by name and UID and found absent. A failed read or an unknown kind is never taken for absence.
 
 mod decide;
 mod graph;

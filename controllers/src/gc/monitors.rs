@@ -106,8 +106,8 @@ impl Monitors {
         self.running.read().get(&(group.to_owned(), kind.to_owned())).map(|m| m.kind.clone())
     }
 
-    /// Whether the graph holds everything there is, as far as discovery and watches can tell. What is looked at before may be
-    /// dropped: once the graph is settled, everything suspect is put into the queue.
+    /// Whether the graph holds everything there is, as far as discovery and watches can tell. What is looked at before
+    /// may be dropped: once the graph is settled, everything suspect is put into the queue.
     pub fn settled(&self) -> bool {
         self.settled.load(Ordering::Acquire)
     }

@@ -1,7 +1,8 @@
-//! Nodes that fall silent become Unknown, are tainted, and at last lose their pods (upstream's `pkg/controller/nodelifecycle`).
+//! Nodes that fall silent become Unknown, are tainted, and at last lose their pods (upstream's
+//! `pkg/controller/nodelifecycle`).
 //!
-//! Only notes and taints; the taint eviction controller deletes. While our own watch of Leases is broken, nobody's silence
-//! counts.
+//! Only notes and taints; the taint eviction controller deletes. While our own watch of Leases is broken, nobody's
+//! silence counts.
 
 mod plan;
 

@@ -106,8 +106,9 @@ fn readiness_taint(node: &Node) -> Option<&'static str> {
     }
 }
 
-/// The taints a node should have; `None` if it has them. `may_evict`: `Some(true)` gives an unready node its `NoExecute`
-/// taint, `Some(false)` leaves that as it is, `None` takes it away (everything is down: evicting would help nobody).
+/// The taints a node should have; `None` if it has them. `may_evict`: `Some(true)` gives an unready node its
+/// `NoExecute` taint, `Some(false)` leaves that as it is, `None` takes it away (everything is down: evicting would
+/// help nobody).
 pub fn taints(node: &Node, may_evict: Option<bool>, now: &Time) -> Option<Vec<Taint>> {
     let current = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
     let has = |key: &str, effect: &str| current.iter().any(|t| t.key == key && t.effect == effect);
@@ -148,8 +149,8 @@ pub fn taints(node: &Node, may_evict: Option<bool>, now: &Time) -> Option<Vec<Ta
     (taints != current).then_some(taints)
 }
 
-/// Pods of an unready node that still count as ready since before it became unready. A later transition is the node's own
-/// word, which is not overruled.
+/// Pods of an unready node that still count as ready since before it became unready. A later transition is the node's
+/// own word, which is not overruled.
 pub fn pods_to_mark(node: &Node, on_node: Vec<Arc<Pod>>) -> Vec<Arc<Pod>> {
     let Some(down) = ready(node).filter(|c| c.status != "True").and_then(|c| c.last_transition_time.as_ref()) else {
         return Vec::new();
@@ -245,7 +246,9 @@ mod tests {
     fn node(ready: Option<&str>, extra: Value) -> Node {
         let mut value = json!({"metadata": {"name": "n1"}, "spec": {}, "status": {"conditions": []}});
         if let Some(status) = ready {
-            let condition = json!({"type": "Ready", "status": status, "lastHeartbeatTime": time(5), "lastTransitionTime": time(100)});
+            let condition = json!({
+                "type": "Ready", "status": status, "lastHeartbeatTime": time(5), "lastTransitionTime": time(100),
+            });
             value["status"]["conditions"] = json!([condition]);
         }
         for (k, v) in extra.as_object().unwrap() {

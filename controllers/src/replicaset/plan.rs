@@ -45,7 +45,8 @@ pub fn replicas(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
 }
 
-/// Sizes of the batches in which `count` pods are created: 1, 2, 4, …; a broken template then fails once, not 500 times.
+/// Sizes of the batches in which `count` pods are created: 1, 2, 4, …; a broken template then fails once, not 500
+/// times.
 pub fn slow_start(count: usize) -> Vec<usize> {
     let (mut left, mut size, mut batches) = (count, 1, Vec::new());
     while left > 0 {

@@ -33,7 +33,9 @@ async fn pods_leave_a_silent_node() {
     let namespace = json!({"metadata": {"name": crate::world::NS}});
     world.create::<k8s_openapi::api::core::v1::Namespace>(Api::all(world.admin.clone()), namespace).await;
     let mut body = deployment(2, "v1");
-    let toleration = json!({"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1});
+    let toleration = json!({
+        "key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1,
+    });
     body["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(30);
     body["spec"]["template"]["spec"]["tolerations"] = json!([toleration]);
     world.create::<Deployment>(world.api(), body).await;
@@ -41,7 +43,7 @@ async fn pods_leave_a_silent_node() {
     let before = world.ready_pods().await;
     world.add_node("n2");
     let nodes: Api<Node> = Api::all(world.admin.clone());
-    eventually("n2 is up", || async { nodes.get("n2").await.ok().filter(|n| ready(n)).map(|_| ()) }).await;
+    eventually("n2 is up", || async { nodes.get("n2").await.ok().filter(ready).map(|_| ()) }).await;
 
     dying.cancel();
     eventually("n1 is unreachable", || async {

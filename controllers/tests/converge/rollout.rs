@@ -23,7 +23,10 @@ fn condition(d: &Deployment, kind: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn create_update_scale_and_roll_back() {
     let world = World::new(config()).await;
-    let service = json!({"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]}});
+    let service = json!({
+        "metadata": {"name": "web"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]},
+    });
     world.create::<Service>(world.api(), service).await;
     world.create::<Deployment>(world.api(), deployment(3, "v1")).await;
     world.rolled_out(3, "v1").await;
