@@ -98,7 +98,6 @@ fn bodies() -> Vec<Case> {
             "",
         ),
         raw("deep nesting", MAPS, format!("{{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"x\":{deep}}}"), 400, ""),
-        raw("no kind", MAPS, r#"{"apiVersion":"v1","metadata":{"name":"x"}}"#, 400, "ind"),
         raw("wrong kind", MAPS, r#"{"apiVersion":"v1","kind":"Secret","metadata":{"name":"x"}}"#, 400, ""),
         raw("wrong apiVersion", MAPS, r#"{"apiVersion":"v2","kind":"ConfigMap","metadata":{"name":"x"}}"#, 400, ""),
         post("wrong type of a field", MAPS, &with(map("x"), "/data", json!([])), 400, ""),
@@ -201,7 +200,7 @@ fn objects() -> Vec<Case> {
             "bad quantity",
             PODS,
             &with(pod(), "/spec/containers/0/resources", json!({"limits": {"cpu": "lots"}})),
-            400,
+            422,
             "",
         ),
         post(

@@ -351,7 +351,7 @@ async fn default_cluster_roles(cx: Cx) -> Result<()> {
     kubectl.ok("create namespace viewers").await?;
     kubectl.ok("-n viewers create rolebinding v --clusterrole=view --user=vera").await?;
     for (line, allowed) in
-        [("get pods", true), ("get deployments", true), ("get secrets", false), ("delete pods --all", false)]
+        [("get pods", true), ("get deployments", true), ("get secrets", false), ("delete pod x", false)]
     {
         let outcome =
             kubectl.run(&format!("-n viewers {line} --as=vera").split_whitespace().collect::<Vec<_>>()).await?;

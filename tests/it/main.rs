@@ -56,7 +56,7 @@ where
     let cx = cx.clone();
     Trial::test(name, move || {
         let shared = cx.clone();
-        cx.runtime.block_on(test(shared)).map_err(|e| Failed::from(format!("{e:?}")))
+        cx.runtime.block_on(test(shared)).map_err(|e| Failed::from(format!("{e:#}")))
     })
 }
 

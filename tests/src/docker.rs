@@ -16,7 +16,7 @@ pub fn docker(args: &[&str]) -> Result<String> {
 
 /// Ids of the node's containers.
 pub fn containers_of(node: &str, all: bool) -> Result<Vec<String>> {
-    let filter = format!("label=scaleup.dev/node={node}");
+    let filter = format!("label=scaleup.dev/instance=default.{node}");
     let mut args = vec!["ps", "-q", "--no-trunc", "--filter", &filter];
     if all {
         args.push("-a");
@@ -29,7 +29,7 @@ pub fn remove_node(node: &str) {
     for id in containers_of(node, true).unwrap_or_default() {
         let _ = docker(&["rm", "-f", &id]);
     }
-    let filter = format!("label=scaleup.dev/node={node}");
+    let filter = format!("label=scaleup.dev/instance=default.{node}");
     for id in docker(&["network", "ls", "-q", "--filter", &filter]).unwrap_or_default().lines() {
         let _ = docker(&["network", "rm", id]);
     }

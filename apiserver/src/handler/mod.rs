@@ -154,7 +154,8 @@ pub async fn handle(
             }
         };
     }
-    if !resolved.resource.verbs.contains(&resolved.verb) {
+    let names_what_it_creates = resolved.verb == Verb::Create && !resolved.name.is_empty();
+    if names_what_it_creates || !resolved.resource.verbs.contains(&resolved.verb) {
         return Err(not_allowed(&resolved));
     }
     let verb = resolved.verb;
