@@ -56,7 +56,6 @@ fn parse_as(format: BodyFormat, bytes: &[u8]) -> Result<Parsed, String> {
             json.end().map_err(|e| e.to_string())?;
             value
         }
-        BodyFormat::Protobuf => crate::protobuf::decode(bytes)?,
         BodyFormat::Yaml => {
             let options = serde_saphyr::options! {
                 duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::LastWins,
