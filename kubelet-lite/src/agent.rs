@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::runtime::reflector;
 use parking_lot::Mutex;
 use scaleup_api::Quantity;
+use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
@@ -60,7 +61,9 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// Everything below it is the agent's: pod volumes, container log bookkeeping.
     pub data_dir: PathBuf,
-    /// Distinguishes agents that share one runtime; goes into labels and network names (lower case, digits, dashes).
+    /// Distinguishes agents that share one runtime; goes into labels and network names (lower case, digits, dashes). An agent
+    /// removes containers that carry its instance and belong to no pod it knows, so no two may share one. The default is made
+    /// of the data directory.
     pub instance: String,
     /// CIDR that pod subnets (/24) are taken from.
     pub pod_cidr_pool: String,
@@ -87,11 +90,12 @@ pub struct Config {
 impl Config {
     /// Defaults for a node.
     pub fn new(node_name: impl Into<String>, node_ip: IpAddr, data_dir: impl Into<PathBuf>) -> Self {
+        let data_dir = data_dir.into();
         Self {
             node_name: node_name.into(),
             node_ip,
-            data_dir: data_dir.into(),
-            instance: "default".into(),
+            instance: instance_of(&data_dir),
+            data_dir,
             pod_cidr_pool: "10.244.0.0/16".into(),
             listen: None,
             tls: None,
@@ -114,6 +118,13 @@ impl Config {
     pub fn owner(&self) -> String {
         format!("{}.{}", self.instance, self.node_name)
     }
+}
+
+/// Eight hex digits that stand for a directory.
+fn instance_of(data_dir: &Path) -> String {
+    let absolute = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    let digest = Sha256::digest(absolute.as_os_str().as_encoded_bytes());
+    digest.iter().take(4).fold(String::new(), |out, byte| out + &format!("{byte:02x}"))
 }
 
 /// The pod network as it is.

@@ -179,6 +179,7 @@ impl Planner<'_> {
     /// The pod has ended: stop what still runs, sidecars last, then the sandbox.
     fn wind_down(&mut self) {
         self.out.finished = true;
+        self.default_waiting();
         let sidecars: Vec<&str> = view::init_containers(self.pod).iter().map(|c| c.name.as_str()).collect();
         let (last, first): (Vec<&Container>, Vec<&Container>) =
             self.observed.running().partition(|c| sidecars.contains(&c.name.as_str()));
@@ -295,13 +296,11 @@ impl Planner<'_> {
     fn start(&mut self, container: &SpecContainer) {
         let volumes = self.volumes();
         let image = self.image_ready(container);
-        if let Some(failure) = self.facts.create.get(&container.name) {
-            if self.now < failure.retry_at {
-                let (reason, message) = (failure.reason, failure.message.clone());
-                self.wake(failure.retry_at);
-                self.wait(&container.name, reason, message);
-                return;
-            }
+        if let Some(failure) = self.facts.create.get(&container.name).filter(|f| self.now < f.retry_at) {
+            let (reason, message) = (failure.reason, failure.message.clone());
+            self.wake(failure.retry_at);
+            self.wait(&container.name, reason, message);
+            return;
         }
         if volumes && image {
             let attempt = self.next_attempt(&container.name);
@@ -362,5 +361,214 @@ impl Planner<'_> {
                 self.wait(&container.name, reason, "");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::facts::{Failure, Health};
+    use crate::runtime::{Image, Kind, PodRef, State};
+    use serde_json::json;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_000_000 + seconds).unwrap()
+    }
+
+    fn pod(spec: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec})).unwrap()
+    }
+
+    fn two() -> Pod {
+        pod(json!({"containers": [{"name": "a", "image": "i"}, {"name": "b", "image": "i"}]}))
+    }
+
+    fn item(pod: &Pod, id: &str, name: &str, attempt: u32, state: State) -> Container {
+        Container {
+            id: id.into(),
+            kind: if name.is_empty() { Kind::Sandbox } else { Kind::Container },
+            pod: PodRef::default(),
+            name: name.into(),
+            attempt,
+            hash: view::container(pod, name).map(crate::pod::spec::hash).unwrap_or_default(),
+            sandbox_id: if name.is_empty() { String::new() } else { "s".into() },
+            state,
+            created_at: at(i64::from(attempt)),
+            started_at: Some(at(0)),
+            image: String::new(),
+            image_id: String::new(),
+            address: None,
+            tty: false,
+        }
+    }
+
+    fn exited(code: i32, seconds: i64) -> State {
+        State::Exited(Exit { code, at: at(seconds), ..Exit::default() })
+    }
+
+    fn ready_facts(names: &[&str]) -> Facts {
+        let image = |n: &&str| ((*n).to_owned(), ImageFact::Ready(Image::default()));
+        Facts { volumes: Step::Done, images: names.iter().map(image).collect(), ..Facts::default() }
+    }
+
+    fn check(pod: &Pod, all: Vec<Container>, facts: &Facts, want: &[Op]) -> Plan {
+        let got = plan(pod, &Observed::new(all), facts, at(100));
+        assert_eq!(got.ops, want);
+        got
+    }
+
+    fn start(name: &str, attempt: u32) -> Op {
+        Op::Start { container: name.into(), attempt }
+    }
+
+    fn stop(id: &str, name: &str, why: StopReason) -> Op {
+        Op::Stop { id: id.into(), container: name.into(), why }
+    }
+
+    #[test]
+    fn a_new_pod_gets_everything_at_once() {
+        let pod = two();
+        let ops =
+            [Op::SetUpVolumes, Op::EnsureImage("a".into()), Op::EnsureImage("b".into()), Op::RunSandbox { attempt: 0 }];
+        let got = check(&pod, vec![], &Facts::default(), &ops);
+        assert_eq!(got.waiting["a"].reason, "ContainerCreating");
+        let sandbox = item(&pod, "s", "", 0, State::Running);
+        check(&pod, vec![sandbox], &ready_facts(&["a", "b"]), &[start("a", 0), start("b", 0)]);
+    }
+
+    #[test]
+    fn what_is_missing_is_waited_for() {
+        let pod = two();
+        let sandbox = || item(&pod, "s", "", 0, State::Running);
+        let mut facts = ready_facts(&["a"]);
+        facts.images.insert("b".into(), ImageFact::Pulling);
+        check(&pod, vec![sandbox()], &facts, &[start("a", 0)]);
+        let failure = Failure { reason: "ErrImagePull", message: "no".into(), retry_at: at(110), attempts: 0 };
+        facts.images.insert("b".into(), ImageFact::Failed(failure.clone()));
+        let got = check(&pod, vec![sandbox()], &facts, &[start("a", 0)]);
+        assert_eq!((got.waiting["b"].reason, got.wake), ("ErrImagePull", Some(at(110))));
+        facts.volumes = Step::Failed(Failure { retry_at: at(105), ..failure });
+        let got = check(&pod, vec![sandbox()], &facts, &[]);
+        assert_eq!(got.wake, Some(at(105)));
+    }
+
+    #[test]
+    fn nothing_is_done_to_what_is_well() {
+        let pod = two();
+        let all = vec![
+            item(&pod, "s", "", 0, State::Running),
+            item(&pod, "1", "a", 0, State::Running),
+            item(&pod, "2", "b", 3, State::Running),
+        ];
+        let got = check(&pod, all, &Facts::default(), &[]);
+        assert_eq!((got.wake, got.waiting.len(), got.finished), (None, 0, false));
+    }
+
+    #[test]
+    fn sick_and_outdated_containers_are_stopped_once() {
+        let pod = two();
+        let mut old = item(&pod, "2", "b", 0, State::Running);
+        old.hash = "other".into();
+        let all = || vec![item(&pod, "s", "", 0, State::Running), item(&pod, "1", "a", 0, State::Running), old.clone()];
+        let mut facts = Facts::default();
+        let health = Health {
+            name: "a".into(),
+            started: true,
+            ready: true,
+            post_start: Hook::Done,
+            doomed: Some(StopReason::Liveness),
+            doom_grace_s: None,
+        };
+        facts.health.insert("1".into(), health);
+        check(&pod, all(), &facts, &[stop("1", "a", StopReason::Liveness), stop("2", "b", StopReason::Changed)]);
+        facts.stopping.extend(["1".to_owned(), "2".to_owned()]);
+        check(&pod, all(), &facts, &[]);
+    }
+
+    #[test]
+    fn ended_containers_restart_by_policy_and_backoff() {
+        let mut pod = two();
+        let all = |pod: &Pod, code| {
+            vec![
+                item(pod, "s", "", 0, State::Running),
+                item(pod, "1", "a", 4, exited(code, 90)),
+                item(pod, "2", "b", 0, State::Running),
+            ]
+        };
+        let mut facts = ready_facts(&["a"]);
+        check(&pod, all(&pod, 0), &facts, &[start("a", 5)]);
+        let backoff = crate::pod::backoff::Backoff::next(None, at(80), at(85));
+        facts.restarts.insert("a".into(), crate::pod::backoff::Backoff::next(Some(backoff), at(88), at(89)));
+        let got = check(&pod, all(&pod, 0), &facts, &[]);
+        assert_eq!((got.waiting["a"].reason, got.wake), ("CrashLoopBackOff", Some(at(110))));
+        assert_eq!(got.waiting["a"].message, "back-off 20s restarting failed container=a pod=p_n(u)");
+        facts.restarts.clear();
+        for (policy, code, restarts) in
+            [("OnFailure", 0, false), ("OnFailure", 1, true), ("Never", 1, false), ("Never", 0, false)]
+        {
+            pod.spec.as_mut().unwrap().restart_policy = Some(policy.into());
+            let want = if restarts { vec![start("a", 5)] } else { vec![] };
+            check(&pod, all(&pod, code), &facts, &want);
+        }
+    }
+
+    #[test]
+    fn a_finished_pod_is_wound_down() {
+        let pod = pod(json!({"restartPolicy": "Never", "containers": [{"name": "a", "image": "i"}],
+            "initContainers": [{"name": "s1", "image": "i", "restartPolicy": "Always"}]}));
+        let sandbox = || item(&pod, "s", "", 0, State::Running);
+        let done = || item(&pod, "1", "a", 0, exited(0, 50));
+        let sidecar = |state| item(&pod, "2", "s1", 0, state);
+        let got = check(
+            &pod,
+            vec![sandbox(), done(), sidecar(State::Running)],
+            &Facts::default(),
+            &[stop("2", "s1", StopReason::PodEnded)],
+        );
+        assert!(got.finished);
+        check(
+            &pod,
+            vec![sandbox(), done(), sidecar(exited(143, 60))],
+            &Facts::default(),
+            &[Op::StopSandbox("s".into())],
+        );
+        let gone = item(&pod, "s", "", 0, exited(0, 70));
+        check(&pod, vec![gone, done(), sidecar(exited(143, 60))], &Facts::default(), &[]);
+    }
+
+    #[test]
+    fn leftovers_are_swept() {
+        let pod = two();
+        let all = vec![
+            item(&pod, "s", "", 1, State::Running),
+            item(&pod, "old", "", 0, exited(0, 1)),
+            item(&pod, "1", "a", 3, State::Running),
+            item(&pod, "dead1", "a", 2, exited(1, 1)),
+            item(&pod, "dead2", "a", 1, exited(1, 1)),
+            item(&pod, "half", "a", 4, State::Created),
+            item(&pod, "2", "b", 0, State::Running),
+        ];
+        let removed = ["half", "dead2", "old"].map(|id| Op::Remove(id.into()));
+        check(&pod, all, &Facts::default(), &removed);
+    }
+
+    #[test]
+    fn a_lost_sandbox_takes_its_containers_along() {
+        let pod = two();
+        let dead = || item(&pod, "s", "", 2, exited(0, 1));
+        let all = vec![dead(), item(&pod, "1", "a", 0, State::Running), item(&pod, "2", "b", 0, exited(1, 1))];
+        check(&pod, all, &Facts::default(), &[stop("1", "a", StopReason::SandboxGone)]);
+        let all = vec![dead(), item(&pod, "1", "a", 0, exited(137, 1)), item(&pod, "2", "b", 0, exited(1, 1))];
+        check(&pod, all, &ready_facts(&["a", "b"]), &[Op::RunSandbox { attempt: 3 }]);
+    }
+
+    #[test]
+    fn counts_go_on_where_the_api_left_them() {
+        let mut pod = two();
+        pod.status = serde_json::from_value(json!({"containerStatuses": [
+            {"name": "a", "image": "", "imageID": "", "ready": false, "restartCount": 6, "containerID": "docker://gone"}]}))
+        .unwrap();
+        let sandbox = item(&pod, "s", "", 0, State::Running);
+        check(&pod, vec![sandbox], &ready_facts(&["a", "b"]), &[start("a", 7), start("b", 0)]);
     }
 }

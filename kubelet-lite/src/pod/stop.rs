@@ -25,10 +25,9 @@ pub fn action(handler: &LifecycleHandler) -> Option<Action> {
         Some(Action::Exec(exec.clone()))
     } else if let Some(http) = &handler.http_get {
         Some(Action::Http(http.clone()))
-    } else if let Some(sleep) = &handler.sleep {
-        Some(Action::Sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))))
     } else {
-        None
+        let seconds = handler.sleep.as_ref()?.seconds;
+        Some(Action::Sleep(Duration::from_secs(u64::try_from(seconds).unwrap_or(0))))
     }
 }
 

@@ -8,6 +8,8 @@
 //! calls to the runtime at a time. A worker owns its pod: nobody else touches its containers.
 
 pub mod terminate;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

@@ -240,13 +240,8 @@ fn host_path(source: &HostPathVolumeSource) -> io::Result<PathBuf> {
         |what: &str| Err(io::Error::other(format!("hostPath type check failed: {} is not {what}", source.path)));
     let kind = || std::fs::metadata(&path).ok().map(|m| m.file_type());
     match source.type_.as_deref().unwrap_or_default() {
-        "" => {
-            // Docker mounts only what exists; upstream's runtimes create a directory here.
-            if kind().is_none() {
-                make_dir(&path)?;
-            }
-        }
-        "DirectoryOrCreate" if kind().is_none() => make_dir(&path)?,
+        // Without a type too: Docker mounts only what exists, and upstream's runtimes create a directory then.
+        "" | "DirectoryOrCreate" if kind().is_none() => make_dir(&path)?,
         "FileOrCreate" if kind().is_none() => {
             std::fs::File::create(&path)?;
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))?;

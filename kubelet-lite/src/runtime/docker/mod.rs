@@ -20,6 +20,7 @@ use bollard::query_parameters as query;
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures::stream::{BoxStream, StreamExt};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use super::{
     Container, ContainerRuntime, ContainerSpec, Event, ExecSpec, Image, Io, Kind, Listed, LogOptions, Network,
@@ -38,6 +39,10 @@ const PULL_TIMEOUT: Duration = Duration::from_secs(300);
 /// Bound on connecting a probe or hook to a pod; their own timeouts are shorter.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Containers made or started at a time. The daemon does not get faster beyond a few, and a call must end in its time even
+/// when a hundred pods come at once: the rest waits here, where no clock runs.
+const PARALLEL_STARTS: usize = 8;
+
 /// Attempts to find a free container name before giving up.
 const NAME_ATTEMPTS: u32 = 5;
 
@@ -49,13 +54,15 @@ pub struct DockerRuntime {
     socket: String,
     instance: String,
     connected: Mutex<Option<Docker>>,
+    starts: Semaphore,
 }
 
 impl DockerRuntime {
     /// Over the daemon at `socket` (a path). `instance` names this agent: it sees only containers that carry it as a label,
     /// so that several agents can share one daemon.
     pub fn new(socket: impl Into<String>, instance: impl Into<String>) -> Self {
-        Self { socket: socket.into(), instance: instance.into(), connected: Mutex::new(None) }
+        let starts = Semaphore::new(PARALLEL_STARTS);
+        Self { socket: socket.into(), instance: instance.into(), connected: Mutex::new(None), starts }
     }
 
     /// The socket that `DOCKER_HOST` (`unix://…`) names, or the default.
@@ -247,6 +254,7 @@ impl ContainerRuntime for DockerRuntime {
     }
 
     async fn run_sandbox(&self, spec: &SandboxSpec) -> Result<Container> {
+        let _turn = self.starts.acquire().await;
         let image = format!("{}:{}", pause::REPOSITORY, pause::TAG);
         match self.try_run_sandbox(spec, &image).await {
             Err(RuntimeError::NotFound(_)) => {
@@ -258,10 +266,12 @@ impl ContainerRuntime for DockerRuntime {
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String> {
+        let _turn = self.starts.acquire().await;
         self.create_named(&convert::container_name(spec), convert::container_body(spec, &self.instance)).await
     }
 
     async fn start(&self, id: &str) -> Result<()> {
+        let _turn = self.starts.acquire().await;
         let docker = self.client().await?;
         docker.start_container(id, None::<query::StartContainerOptions>).await.map_err(|e| self.error(e))
     }
