@@ -77,12 +77,7 @@ impl FieldError {
         Self::new(field, FieldErrorKind::NotFound, value.into(), "")
     }
     /// Any kind.
-    pub fn new(
-        field: impl Into<String>,
-        kind: FieldErrorKind,
-        value: Value,
-        detail: impl Into<String>,
-    ) -> Self {
+    pub fn new(field: impl Into<String>, kind: FieldErrorKind, value: Value, detail: impl Into<String>) -> Self {
         Self { field: field.into(), kind, value, detail: detail.into() }
     }
 

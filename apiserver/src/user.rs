@@ -24,11 +24,7 @@ impl UserInfo {
     }
     /// The anonymous user.
     pub fn anonymous() -> Self {
-        Self {
-            name: "system:anonymous".into(),
-            groups: vec!["system:unauthenticated".into()],
-            ..Self::default()
-        }
+        Self { name: "system:anonymous".into(), groups: vec!["system:unauthenticated".into()], ..Self::default() }
     }
     /// Whether the user is in `group`.
     pub fn in_group(&self, group: &str) -> bool {

@@ -121,7 +121,7 @@ impl About {
             in_process,
             labels: labels(request, asked.as_ref()),
             method: request.method().clone(),
-            uri: if logged { request.uri().to_string() } else { String::new() },
+            uri: if logged { path_and_query(request) } else { String::new() },
             user_agent: if logged { header(USER_AGENT).unwrap_or_default().to_owned() } else { String::new() },
             source: request.extensions().get::<PeerAddress>().map(|p| p.0),
             target,
@@ -145,6 +145,11 @@ impl About {
             answered: Timestamp::now(),
         }
     }
+}
+
+/// Without scheme and host, which HTTP/2 clients send along.
+fn path_and_query(request: &Request) -> String {
+    request.uri().path_and_query().map(ToString::to_string).unwrap_or_default()
 }
 
 /// The RBAC verb of a request that is not about a resource.
