@@ -10,7 +10,6 @@ mod config;
 mod context;
 pub mod leader;
 
-pub mod aggregation;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
@@ -60,7 +59,6 @@ pub const CONTROLLERS: &[Controller] = &[
     Controller { name: "tainteviction", start: tainteviction::start },
     Controller { name: "serviceaccount", start: serviceaccount::start },
     Controller { name: "root-ca-certificate-publisher", start: rootca::start },
-    Controller { name: "clusterrole-aggregation", start: aggregation::start },
 ];
 
 /// Why the controllers stopped.

@@ -256,8 +256,12 @@ async fn logs(cx: Cx) -> Result<()> {
     let ns = "node-logs";
     namespace(&kubectl, ns).await?;
     let image = demo_image("v1")?;
-    let mut two =
-        pod("p", "for i in 1 2 3 4 5; do echo line $i; done; echo oops >&2; sleep 3600", json!({}), json!({}))?;
+    let mut two = pod(
+        "p",
+        "for i in 1 2 3 4 5; do echo line $i; done; sleep 0.5; echo oops >&2; sleep 3600",
+        json!({}),
+        json!({}),
+    )?;
     two["spec"]["containers"]
         .as_array_mut()
         .context("containers")?
@@ -324,7 +328,10 @@ async fn exec(cx: Cx) -> Result<()> {
     let counted = kubectl.ok_args(&["-n", ns, "exec", "-i", "p", "--", "cat"], &large).await?;
     ensure!(counted == large, "1 MiB through exec: {} bytes came back", counted.len());
     let missing = kubectl.run(&["-n", ns, "exec", "p", "--", "/no/such/program"]).await?;
-    ensure!(missing.code != 0 && missing.stderr.contains("no such file"), "{missing:?}");
+    ensure!(
+        missing.code != 0 && format!("{}{}", missing.stdout, missing.stderr).contains("no such file"),
+        "{missing:?}"
+    );
     ensure!(kubectl.fails(&format!("-n {ns} exec nobody -- true")).await?.contains("not found"), "no such pod");
     kubectl.ok(&format!("delete namespace {ns} --timeout=60s")).await?;
     Ok(())

@@ -259,12 +259,11 @@ mod tests {
                 "get //apis",
                 "update coordination.k8s.io/leases kube-system/kube-controller-manager",
                 "list coordination.k8s.io/leases kube-node-lease/",
-                "escalate rbac.authorization.k8s.io/clusterroles /x",
             ],
             &[
                 "create rbac.authorization.k8s.io/clusterrolebindings",
                 "bind rbac.authorization.k8s.io/clusterroles /x",
-                "escalate rbac.authorization.k8s.io/roles web/x",
+                "escalate rbac.authorization.k8s.io/clusterroles /x",
                 "create /pods/exec web/x",
                 "create /pods/binding web/x",
                 "impersonate /users /bob",

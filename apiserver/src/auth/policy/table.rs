@@ -415,11 +415,6 @@ pub(super) const CLUSTER_ROLES: &[Role] = &[
     ),
     role("system:controller:service-account-controller", &[on(CREATE, CORE, &["serviceaccounts"]), EVENTS]),
     role(
-        "system:controller:clusterrole-aggregation-controller",
-        // Gathers rules that others were allowed to write; it holds none of them itself.
-        &[on(&["escalate get list patch update watch"], RBAC, &["clusterroles"])],
-    ),
-    role(
         "system:controller:root-ca-cert-publisher",
         &[on(&["get create update patch"], CORE, &["configmaps"]), EVENTS],
     ),
