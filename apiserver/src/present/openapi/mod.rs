@@ -156,6 +156,25 @@ mod tests {
     }
 
     #[test]
+    fn every_built_in_kind_is_documented() {
+        let registry = crate::registry::table::builtin();
+        let v2 = v2::document(&registry);
+        for row in registry.rows() {
+            let root = crate::schema::roots::find(&row.group, &row.version, &row.kind);
+            let root = root.unwrap_or_else(|| panic!("{} has no schema", row.plural));
+            assert_eq!(root.listed, row.verbs.contains(&crate::registry::Verb::List), "{}", row.plural);
+            let definition = &v2["definitions"][root.type_name()];
+            let kind = json!({"group": row.group, "version": row.version, "kind": row.kind});
+            assert_eq!(definition["x-kubernetes-group-version-kind"], json!([kind]), "{}", row.plural);
+        }
+        let exec = &v2["paths"]["/api/v1/namespaces/{namespace}/pods/{name}/exec"]["post"];
+        assert_eq!(exec["x-kubernetes-action"], "connect");
+        assert_eq!(exec["parameters"], json!([]));
+        let token = &v2["paths"]["/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"]["post"];
+        assert_eq!(token["parameters"][0]["schema"]["$ref"], "#/definitions/io.k8s.api.authentication.v1.TokenRequest");
+    }
+
+    #[test]
     fn a_hash_changes_with_the_rows_only() {
         let first = v3_hash(&registry(), "apis/apps/v1").unwrap();
         assert_eq!(first, v3_hash(&registry(), "apis/apps/v1").unwrap());
