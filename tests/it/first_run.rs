@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use scaleup_tests::cluster::{Cluster, Options, binary, free_port};
 use scaleup_tests::docker::{demo_image, docker};
@@ -247,12 +247,9 @@ async fn restart_keeps_containers(_: Cx) -> Result<()> {
     ensure!(scaleup_tests::docker::containers_of(&cluster.node, false)? == ids, "the same containers");
     // What happens while the platform is away is found on return.
     cluster.stop().await?;
-    docker(&[
-        "kill",
-        ids.iter()
-            .find(|id| docker(&["inspect", "-f", "{{.Config.Image}}", id]).is_ok_and(|i| i.contains("web")))
-            .map_or("", |s| s),
-    ])?;
+    let web =
+        |id: &&String| docker(&["inspect", "-f", "{{.Config.Image}}", id]).is_ok_and(|image| image.contains("web"));
+    docker(&["kill", ids.iter().find(web).context("the pod's container")?])?;
     cluster.launch().await?;
     eventually("the container is started again", || async {
         let pod = kubectl.json("get pod keeper").await?;

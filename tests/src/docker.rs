@@ -14,14 +14,22 @@ pub fn docker(args: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Ids of the node's containers.
+/// Ids of the node's containers, in order.
 pub fn containers_of(node: &str, all: bool) -> Result<Vec<String>> {
-    let filter = format!("label=scaleup.dev/instance=default.{node}");
-    let mut args = vec!["ps", "-q", "--no-trunc", "--filter", &filter];
+    // The label is `INSTANCE.NODE`; the instance is the agent's own choice.
+    let format = "{{.ID}} {{.Label \"scaleup.dev/instance\"}}";
+    let mut args = vec!["ps", "--no-trunc", "--filter", "label=scaleup.dev/instance", "--format", format];
     if all {
         args.push("-a");
     }
-    Ok(docker(&args)?.lines().map(str::to_owned).collect())
+    let listed = docker(&args)?;
+    let own = |line: &str| {
+        let (id, owner) = line.split_once(' ')?;
+        (owner.split_once('.')?.1 == node).then(|| id.to_owned())
+    };
+    let mut ids: Vec<String> = listed.lines().filter_map(own).collect();
+    ids.sort();
+    Ok(ids)
 }
 
 /// Removes everything that a node's agent made in Docker.
@@ -29,24 +37,34 @@ pub fn remove_node(node: &str) {
     for id in containers_of(node, true).unwrap_or_default() {
         let _ = docker(&["rm", "-f", &id]);
     }
-    let filter = format!("label=scaleup.dev/instance=default.{node}");
-    for id in docker(&["network", "ls", "-q", "--filter", &filter]).unwrap_or_default().lines() {
-        let _ = docker(&["network", "rm", id]);
+    let suffix = format!("-{node}");
+    for name in docker(&["network", "ls", "--format", "{{.Name}}"]).unwrap_or_default().lines() {
+        if name.starts_with("scaleup-") && name.ends_with(&suffix) {
+            let _ = docker(&["network", "rm", name]);
+        }
     }
 }
 
-/// Builds the demo image under a tag, once per process.
-pub fn demo_image(tag: &str) -> Result<String> {
+/// Runs a script that builds an image, once per process.
+fn built(image: &str, script: &str, argument: &str) -> Result<String> {
     static BUILT: OnceLock<std::sync::Mutex<Vec<String>>> = OnceLock::new();
-    let image = format!("scaleup-demo/web:{tag}");
     let mut built = BUILT.get_or_init(Default::default).lock().map_err(|_| anyhow::anyhow!("poisoned"))?;
-    if !built.contains(&image) {
-        let script = crate::cluster::root().join("examples/web/build-image");
-        let output = Command::new(script).arg(tag).output()?;
+    if !built.iter().any(|b| b == image) {
+        let output = Command::new(crate::cluster::root().join(script)).arg(argument).output()?;
         if !output.status.success() {
             bail!("building {image}: {}", String::from_utf8_lossy(&output.stderr));
         }
-        built.push(image.clone());
+        built.push(image.to_owned());
     }
-    Ok(image)
+    Ok(image.to_owned())
+}
+
+/// The demo image under a tag.
+pub fn demo_image(tag: &str) -> Result<String> {
+    built(&format!("scaleup-demo/web:{tag}"), "examples/web/build-image", tag)
+}
+
+/// An image with curl and getent, which resolve names as programs do.
+pub fn tools_image() -> Result<String> {
+    built("scaleup-test/tools:v1", "tests/images/build-tools", "")
 }
