@@ -354,7 +354,7 @@ async fn one_bad_pod_blocks_nobody(cx: Cx) -> Result<()> {
 /// A node whose agent is killed: NotReady, tainted, its pods evicted; and back again.
 async fn lost_node(_: Cx) -> Result<()> {
     let cluster =
-        Cluster::start(Options { extra: vec!["--node-monitor-grace-period=4s".into()], ..Options::default() }).await?;
+        Cluster::start(Options { extra: vec!["--node-monitor-grace-period=15s".into()], ..Options::default() }).await?;
     let kubectl = cluster.kubectl();
     let api = cluster.api()?;
     let lost = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "lost"}});

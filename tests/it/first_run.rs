@@ -247,9 +247,9 @@ async fn restart_keeps_containers(_: Cx) -> Result<()> {
     ensure!(scaleup_tests::docker::containers_of(&cluster.node, false)? == ids, "the same containers");
     // What happens while the platform is away is found on return.
     cluster.stop().await?;
-    let web =
-        |id: &&String| docker(&["inspect", "-f", "{{.Config.Image}}", id]).is_ok_and(|image| image.contains("web"));
-    docker(&["kill", ids.iter().find(web).context("the pod's container")?])?;
+    let label = "{{index .Config.Labels \"io.kubernetes.container.name\"}}";
+    let own = |id: &&String| docker(&["inspect", "-f", label, id]).is_ok_and(|name| name == "keeper");
+    docker(&["kill", ids.iter().find(own).context("the pod's container")?])?;
     cluster.launch().await?;
     eventually("the container is started again", || async {
         let pod = kubectl.json("get pod keeper").await?;
