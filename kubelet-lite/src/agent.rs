@@ -26,6 +26,9 @@ const PARALLEL_PULLS: usize = 8;
 /// Volume refreshes at a time.
 const PARALLEL_REFRESHES: usize = 4;
 
+/// What is said of the runtime before its first answer.
+pub const NOT_ASKED: &str = "the container runtime has not been asked yet";
+
 /// Certificates for the kubelet API, PEM.
 #[derive(Clone)]
 pub struct TlsMaterial {
@@ -224,7 +227,7 @@ impl Agent {
             fetcher,
             volumes,
             network: watch::channel(None).0,
-            runtime_down: watch::channel(Some("the container runtime has not been asked yet".to_owned())).0,
+            runtime_down: watch::channel(Some(NOT_ASKED.to_owned())).0,
             services,
             pods: Mutex::default(),
             pull_slots: Semaphore::new(PARALLEL_PULLS),

@@ -18,7 +18,7 @@ use scaleup_api::well_known::NAMESPACE_NODE_LEASE;
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, NOT_ASKED};
 use crate::events::Kind;
 use crate::runtime::{Image, Version};
 use object::Seen;
@@ -115,7 +115,8 @@ async fn keep_status(agent: &Agent, port: Option<u16>, mut view: watch::Receiver
     let mut written: Option<tokio::time::Instant> = None;
     let mut ready_before: Option<bool> = None;
     // The first look waits for the runtime's answer, so that a healthy node is never registered as broken.
-    let _first = tokio::time::timeout(CHECK, down.changed()).await;
+    let answered = down.wait_for(|text| text.as_deref() != Some(NOT_ASKED));
+    let _first = tokio::time::timeout(CHECK, answered).await.is_ok();
     loop {
         let RuntimeView { version, images } = view.borrow_and_update().clone();
         let seen = Seen {

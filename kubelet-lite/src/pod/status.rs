@@ -391,3 +391,71 @@ pub fn patch(before: Option<&PodStatus>, after: &PodStatus) -> Option<Value> {
     }
     (!changes.is_empty()).then_some(Value::Object(changes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn state(text: &str) -> serde_json::Value {
+        let ended = |code: i32| json!({"terminated": {"exitCode": code}});
+        match text {
+            "run" => json!({"state": {"running": {}}, "started": true}),
+            "ok" => json!({"state": ended(0)}),
+            "err" => json!({"state": ended(1)}),
+            "crash" => json!({"state": {"waiting": {}}, "lastState": ended(1)}),
+            _ => json!({"state": {"waiting": {}}}),
+        }
+    }
+
+    fn statuses(list: &[&str]) -> Vec<ContainerStatus> {
+        let one = |text: &&str| {
+            let mut status = json!({"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0});
+            status.as_object_mut().unwrap().extend(state(text).as_object().unwrap().clone());
+            serde_json::from_value(status).unwrap()
+        };
+        list.iter().map(one).collect()
+    }
+
+    fn check(policy: &str, inits: &[&str], mains: &[&str], over: bool, want: &str) {
+        let containers = |n: usize| (0..n).map(|i| json!({"name": i.to_string()})).collect::<Vec<_>>();
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "restartPolicy": policy, "initContainers": containers(inits.len()), "containers": containers(mains.len())}}))
+        .unwrap();
+        let got = phase(&pod, &statuses(inits), &statuses(mains), over);
+        assert_eq!(got, want, "{policy} {inits:?} {mains:?} {over}");
+    }
+
+    #[test]
+    fn phases_are_upstreams() {
+        check("Always", &[], &["wait"], false, "Pending");
+        check("Always", &[], &["run"], false, "Running");
+        check("Always", &[], &["run", "wait"], false, "Pending");
+        check("Always", &[], &["run", "crash"], false, "Running");
+        check("Always", &[], &["crash"], false, "Running");
+        check("Always", &[], &["ok"], false, "Running");
+        check("Never", &[], &["ok"], false, "Succeeded");
+        check("Never", &[], &["ok", "err"], false, "Failed");
+        check("Never", &[], &["ok", "run"], false, "Running");
+        check("OnFailure", &[], &["ok"], false, "Succeeded");
+        check("OnFailure", &[], &["err"], false, "Running");
+        check("Always", &[], &["ok"], true, "Succeeded");
+        check("Always", &[], &["err"], true, "Failed");
+        check("Always", &[], &["wait"], true, "Failed");
+        check("Always", &["run"], &["wait"], false, "Pending");
+        check("Always", &["ok"], &["run"], false, "Running");
+        check("Always", &["crash"], &["wait"], false, "Pending");
+        check("Never", &["err"], &["wait"], false, "Failed");
+    }
+
+    #[test]
+    fn patches_name_only_what_changes() {
+        let status = |text: serde_json::Value| -> PodStatus { serde_json::from_value(text).unwrap() };
+        let before =
+            status(json!({"phase": "Pending", "podIP": "1.1.1.1", "qosClass": "Burstable", "hostIP": "2.2.2.2"}));
+        let after = status(json!({"phase": "Running", "hostIP": "2.2.2.2"}));
+        assert_eq!(patch(Some(&before), &after), Some(json!({"phase": "Running", "podIP": null})));
+        assert_eq!(patch(Some(&after), &after), None, "and nothing if nothing does");
+        assert_eq!(patch(None, &after), Some(json!({"phase": "Running", "hostIP": "2.2.2.2"})));
+    }
+}

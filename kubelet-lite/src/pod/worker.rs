@@ -5,7 +5,7 @@
 //!    └────────gone from the API────────┴────────► cleaned up
 //! ```
 //! Everything that takes long (pulls, volumes, stops, hooks, probes) runs beside it and reports back; what is left is a few
-//! calls to the runtime at a time. A worker owns its pod: nobody else touches its containers.
+//! calls to the runtime at a time. A worker owns its pod: nobody else touches its containers. One state machine, hence one file.
 
 pub mod terminate;
 #[cfg(test)]

@@ -4,6 +4,8 @@
 mod exec;
 mod logs;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

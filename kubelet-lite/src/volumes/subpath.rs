@@ -4,6 +4,7 @@
 //! A container may change its volume while another is started, so a path checked once cannot be trusted. The path is walked
 //! with `O_NOFOLLOW` from the volume's root, and what was opened, not the path, is bind-mounted where the runtime takes it.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path};
@@ -56,16 +57,12 @@ fn open_inside(root: &Path, subpath: &str) -> io::Result<OwnedFd> {
         Err(error) => return Err(error),
     };
     let mut at = rustix::fs::openat(CWD, &root, OPEN | OFlags::DIRECTORY, Mode::empty())?;
+    // New directories are as open as the volume, whatever the agent's umask.
+    let mode = Mode::from_raw_mode(rustix::fs::statat(&at, "", AtFlags::EMPTY_PATH)?.st_mode);
     for component in relative.components() {
         let Component::Normal(name) = component else { continue };
         at = match rustix::fs::openat(&at, name, OPEN, Mode::empty()) {
-            Err(Errno::NOENT) => {
-                match rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o777)) {
-                    Err(Errno::EXIST) | Ok(()) => {}
-                    Err(error) => return Err(error.into()),
-                }
-                rustix::fs::openat(&at, name, OPEN | OFlags::DIRECTORY, Mode::empty())?
-            }
+            Err(Errno::NOENT) => make_dir_at(&at, name, mode)?,
             other => other?,
         };
         let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::statat(&at, "", AtFlags::EMPTY_PATH)?.st_mode);
@@ -76,16 +73,31 @@ fn open_inside(root: &Path, subpath: &str) -> io::Result<OwnedFd> {
     Ok(at)
 }
 
+/// Makes a directory and opens it, also if somebody else was faster.
+fn make_dir_at(parent: &OwnedFd, name: &OsStr, mode: Mode) -> io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(parent, name, mode) {
+        Err(Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+        Ok(()) => {
+            // Through what was opened, which cannot have been swapped for a link.
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::fchmod(rustix::fs::openat(parent, name, flags, Mode::empty())?, mode)?;
+        }
+    }
+    Ok(rustix::fs::openat(parent, name, OPEN | OFlags::DIRECTORY, Mode::empty())?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
     fn links_out_of_the_volume_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let volume = dir.path().join("v");
         std::fs::create_dir(&volume).unwrap();
+        std::fs::set_permissions(&volume, std::fs::Permissions::from_mode(0o2777)).unwrap();
         std::fs::create_dir(volume.join("real")).unwrap();
         symlink("/etc", volume.join("out")).unwrap();
         symlink("real", volume.join("in")).unwrap();
@@ -93,7 +105,8 @@ mod tests {
         assert!(open_inside(&volume, "real").is_ok());
         assert!(open_inside(&volume, "in").is_ok(), "links inside are fine");
         assert!(open_inside(&volume, "new/deep").is_ok(), "missing directories are made");
-        assert!(volume.join("new/deep").is_dir());
+        let mode = |path: &str| std::fs::metadata(volume.join(path)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode("new/deep"), 0o2777, "as the volume, not as the umask says");
         for bad in ["out", "out/passwd", "../x", "/etc", "dangling"] {
             assert!(open_inside(&volume, bad).is_err(), "{bad}");
         }
