@@ -207,7 +207,7 @@ impl Cluster {
     }
     /// Raw HTTPS without credentials.
     pub fn anonymous(&self) -> Result<Api> {
-        Ok(self.api()?.without_credentials()?)
+        self.api()?.without_credentials()
     }
 }
 

@@ -1,3 +1,5 @@
+//! The cache by itself: transitions, the bounded history, waiting for revisions.
+
 use serde_json::json;
 
 use super::*;
