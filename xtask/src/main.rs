@@ -1,6 +1,8 @@
-//! `cargo run -p xtask -- tidy`: the house rules that a machine can check.
+//! `cargo run -p xtask -- tidy`: the house rules that a machine can check. `-- protobuf-table`: see [`protobuf`].
 //!
 //! Each rule is a row of [`RULES`]; it reads files as text and says what is wrong where. It never changes a file.
+
+mod protobuf;
 
 use std::path::{Path, PathBuf};
 
@@ -160,9 +162,11 @@ fn tidy(root: &Path) -> Result<()> {
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace root")?;
-    match std::env::args().nth(1).as_deref() {
-        Some("tidy") => tidy(root),
-        other => bail!("expected `tidy`, got {other:?}"),
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["tidy"] => tidy(root),
+        ["protobuf-table", old, new] => protobuf::run(root, Path::new(old), Path::new(new)),
+        _ => bail!("expected `tidy` or `protobuf-table OLD NEW`, got {args:?}"),
     }
 }
 

@@ -32,16 +32,15 @@ pub struct Parsed {
 pub fn parse(headers: &HeaderMap, bytes: &[u8], kind: &str) -> Result<Parsed, ApiError> {
     let format = body_format(headers)?;
     parse_as(format, bytes).map_err(|e| {
+        if format == BodyFormat::Protobuf {
+            return ApiError::bad_request(format!("the object provided cannot be read (must be of type {kind}): {e}"));
+        }
         let quoted = String::from_utf8_lossy(&bytes[..bytes.len().min(QUOTED_BYTES)]).into_owned();
         let dots = if bytes.len() > QUOTED_BYTES { " ..." } else { "" };
         ApiError::bad_request(format!(
             "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; \
              {} parse error: {e} ({quoted:?}{dots})",
-            match format {
-                BodyFormat::Json => "json",
-                BodyFormat::Yaml => "yaml",
-                BodyFormat::Protobuf => "protobuf",
-            },
+            if format == BodyFormat::Json { "json" } else { "yaml" },
         ))
     })
 }
