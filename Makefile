@@ -1,6 +1,5 @@
 # Every target sets up what it needs first; see README.md.
-.PHONY: setup run test demo bench drill fmt lint unit it clean-demo
-BIN := target/debug/scaleup
+.PHONY: setup run test demo bench drill fmt lint
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 setup:

@@ -28,6 +28,7 @@ pub fn tests(cx: &Cx) -> Vec<Trial> {
         stop_pods_stops_them,
         banner_says_what_to_do,
         bad_options,
+        clock_far_off,
     ]
 }
 
@@ -280,6 +281,29 @@ async fn banner_says_what_to_do(cx: Cx) -> Result<()> {
     ] {
         ensure!(log.contains(part), "{part} is missing in\n{log}");
     }
+    Ok(())
+}
+
+/// A clock that was never set, as on a board without a battery: refused before certificates are made of it.
+async fn clock_far_off(_: Cx) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let output = Command::new("faketime")
+        .arg("2001-01-01 00:00:00")
+        .arg(binary())
+        .args([
+            "up",
+            "--runtime",
+            "fake",
+            "--no-nftables",
+            "--listen",
+            &format!("127.0.0.1:{}", free_port()?),
+            "--data-dir",
+        ])
+        .arg(dir.path())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && text.contains("clock") && text.contains("set it"), "{text}");
+    ensure!(!dir.path().join("pki").exists(), "certificates were made with a wrong clock");
     Ok(())
 }
 

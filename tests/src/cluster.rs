@@ -107,7 +107,10 @@ impl Cluster {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path())?;
         let child =
             self.command().stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().with_context(|| {
-                format!("cannot start {}; build it first: cargo build -p scaleup", binary().display())
+                format!(
+                    "cannot start {}; build it first: cargo build -p scaleup, or run cargo test --workspace",
+                    binary().display()
+                )
             })?;
         self.child = Some(child);
         self.wait_ready().await
