@@ -263,7 +263,7 @@ impl Decoder {
             }
             Kind::Scalar(_) | Kind::Opaque => {
                 let value = self.single(node, value, depth).map_err(|e| e.under(name))?;
-                if value.is_null() || (!pointer && is_zero(&value)) {
+                if !pointer && is_zero(&value) {
                     out.remove(name);
                 } else {
                     out.insert(name.to_owned(), value);

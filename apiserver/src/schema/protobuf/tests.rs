@@ -52,7 +52,7 @@ fn metadata(name: &str) -> Vec<u8> {
 fn zero_values_are_left_out_of_plain_fields_only() {
     let spec = message(2, &[]);
     let status = message(3, &[bytes(1, "")]);
-    let want = json!({"metadata": {"name": "a"}, "spec": {}, "status": {}});
+    let want = json!({"metadata": {"name": "a", "creationTimestamp": null}, "spec": {}, "status": {}});
     check("v1", "Namespace", &[metadata("a"), spec, status], want);
     // `replicas` and `paused` of a DeploymentSpec: a pointer and a plain boolean.
     check("apps/v1", "Deployment", &[message(2, &[int(1, 0), int(7, 0)])], json!({"spec": {"replicas": 0}}));
@@ -157,12 +157,13 @@ fn times_end_where_json_ends() {
     ok(0, 0, json!({"metadata": {"creationTimestamp": "1970-01-01T00:00:00Z"}}));
     ok(-1, 999_999_999, json!({"metadata": {"creationTimestamp": "1969-12-31T23:59:59Z"}}));
     ok(253_370_764_800, 0, json!({"metadata": {"creationTimestamp": "9999-01-01T00:00:00Z"}}));
-    ok(FIRST_SECOND, 0, json!({"metadata": {}}));
+    ok(FIRST_SECOND, 0, json!({"metadata": {"creationTimestamp": null}}));
     for (seconds, nanos) in [(253_402_300_800, 0), (FIRST_SECOND - 1, 0), (i64::MIN, 0), (0, -1), (0, 1_000_000_000)] {
         let why = Why::BadValue("it is no time of the years 1 to 9999");
         refused(&body("v1", "ConfigMap", &[created(seconds, nanos)]), "metadata.creationTimestamp", why);
     }
-    check("v1", "ConfigMap", &[message(1, &[bytes(8, "")])], json!({"metadata": {}}));
+    let never = json!({"metadata": {"creationTimestamp": null}});
+    check("v1", "ConfigMap", &[message(1, &[bytes(8, "")])], never);
 }
 
 #[track_caller]

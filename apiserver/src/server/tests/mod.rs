@@ -1,6 +1,7 @@
 //! The router, in process, over the memory store: every verb and the rules that hold for all kinds.
 
 mod deletion;
+mod protobuf;
 mod reads;
 mod surface;
 mod writes;
