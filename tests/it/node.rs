@@ -21,6 +21,7 @@ pub fn tests(cx: &Cx) -> Vec<Trial> {
         probes,
         logs,
         exec,
+        attach,
         resources_and_security,
         missing_configuration,
         termination,
@@ -333,6 +334,31 @@ async fn exec(cx: Cx) -> Result<()> {
         "{missing:?}"
     );
     ensure!(kubectl.fails(&format!("-n {ns} exec nobody -- true")).await?.contains("not found"), "no such pod");
+    kubectl.ok(&format!("delete namespace {ns} --timeout=60s")).await?;
+    Ok(())
+}
+
+/// `kubectl attach` shows what the container prints from then on.
+async fn attach(cx: Cx) -> Result<()> {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    let kubectl = cx.docker().await?.kubectl();
+    let ns = "node-attach";
+    namespace(&kubectl, ns).await?;
+    apply(
+        &kubectl,
+        ns,
+        &pod("p", "i=0; while true; do echo tick $i; i=$((i+1)); sleep 0.2; done", json!({}), json!({}))?,
+    )
+    .await?;
+    ready(&kubectl, ns, "p").await?;
+    let mut child = kubectl.command().args(["-n", ns, "attach", "p"]).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
+    for _ in 0..3 {
+        let line =
+            tokio::time::timeout(std::time::Duration::from_secs(20), lines.next_line()).await.context("no line")??;
+        ensure!(line.as_deref().is_some_and(|l| l.starts_with("tick ")), "{line:?}");
+    }
+    child.kill().await?;
     kubectl.ok(&format!("delete namespace {ns} --timeout=60s")).await?;
     Ok(())
 }
