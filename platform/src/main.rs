@@ -68,6 +68,9 @@ async fn run(cli: Cli) -> Result<()> {
 }
 
 fn main() -> ExitCode {
+    // The allocator spreads over more of its memory than it fills: pages of 2 MiB would make that resident, three times
+    // what is used at rest. A kernel without such pages refuses, and then there is nothing to turn off.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     // Fails only if a provider is installed already, and then there is one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let outcome = cli::parse(std::env::args_os().collect()).and_then(|cli| {

@@ -1,5 +1,7 @@
 //! The binary's command line: what it prints, what it refuses, and how it says so.
 
+#![allow(clippy::unwrap_used, reason = "test code: a failure here is the test's")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 
