@@ -146,24 +146,39 @@ impl Context {
         Arc::new(Queue::new(self.metrics.queue(name)))
     }
 
-    /// Runs workers over `queue`, and puts all keys of `primary` into it now and every resync period.
-    pub async fn work<R, K>(self, name: &'static str, queue: Arc<Queue<Key>>, reconciler: R, primary: Arc<Informer<K>>)
+    /// Once the `caches` are filled, runs workers over `queue` until shutdown, and puts all keys of `primary` into it at
+    /// the start and every resync period.
+    pub fn work<R, K>(
+        self,
+        name: &'static str,
+        queue: Arc<Queue<Key>>,
+        reconciler: R,
+        primary: &Arc<Informer<K>>,
+        caches: impl Future<Output: Send> + Send + 'static,
+    ) -> BoxFuture<'static, ()>
     where
         R: Reconcile<Key = Key>,
         K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     {
-        let resync =
-            worker::resync(queue.clone(), self.config.resync_period, move || primary.keys(), self.shutdown.clone());
-        let workers = worker::run(name, queue, Arc::new(reconciler), self.config.workers, self.shutdown.clone());
-        tokio::join!(resync, workers);
+        let primary = primary.clone();
+        async move {
+            if !self.ready(caches).await {
+                return;
+            }
+            let (period, shutdown) = (self.config.resync_period, self.shutdown.clone());
+            let resync = worker::resync(queue.clone(), period, move || primary.keys(), shutdown.clone());
+            let workers = worker::run(name, queue, Arc::new(reconciler), self.config.workers, shutdown);
+            tokio::join!(resync, workers);
+        }
+        .boxed()
     }
 
     /// Waits for the caches, or for shutdown: whether to go on.
-    pub async fn ready(&self, caches: impl Future<Output = ()>) -> bool {
+    pub async fn ready(&self, caches: impl Future) -> bool {
         tokio::select! {
             biased;
             () = self.shutdown.cancelled() => false,
-            () = caches => true,
+            _ = caches => true,
         }
     }
 }

@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join3};
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt};
@@ -34,30 +33,14 @@ const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Subscribes and works until shutdown.
 pub fn start(cx: Context) -> BoxFuture<'static, ()> {
     let queue = cx.queue("endpoint");
-    let q = queue.clone();
-    cx.informers.services.subscribe(move |change| {
-        if let Some(service) = change.latest() {
-            q.add(Key::of(service.as_ref()));
-        }
-    });
+    cx.informers.services.feed(&queue, |change| change.latest());
     let (q, informers) = (queue.clone(), cx.informers.clone());
     cx.informers.pods.subscribe(move |change| wake_services(change, &informers, &q));
-    let q = queue.clone();
-    cx.informers.endpoints.subscribe(move |change| {
-        if let Some(endpoints) = change.latest().filter(|e| is_ours(e)) {
-            q.add(Key::of(endpoints.as_ref()));
-        }
-    });
+    cx.informers.endpoints.feed(&queue, |change| change.latest().filter(|e| is_ours(e)));
     let controller = Controller { recorder: cx.recorder.for_component("endpoint-controller"), cx: cx.clone() };
-    async move {
-        let i = cx.informers.clone();
-        let caches = async { tokio::join!(i.services.synced(), i.pods.synced(), i.endpoints.synced()) };
-        if cx.ready(caches.map(|_| ())).await {
-            let primary = cx.informers.services.clone();
-            cx.work("endpoints", queue, controller, primary).await;
-        }
-    }
-    .boxed()
+    let i = cx.informers.clone();
+    let caches = join3(i.services.synced(), i.pods.synced(), i.endpoints.synced());
+    cx.work("endpoints", queue, controller, &i.services, caches)
 }
 
 fn is_ours(endpoints: &Endpoints) -> bool {

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -27,20 +26,10 @@ const CONTENT_REMAINS: &str = "NamespaceContentRemaining";
 /// Subscribes and works until shutdown.
 pub fn start(cx: Context) -> BoxFuture<'static, ()> {
     let queue = cx.queue("namespace");
-    let q = queue.clone();
-    cx.informers.namespaces.subscribe(move |change| {
-        if let Some(namespace) = change.new.filter(|n| n.metadata.deletion_timestamp.is_some()) {
-            q.add(Key::of(namespace.as_ref()));
-        }
-    });
+    cx.informers.namespaces.feed(&queue, |change| change.new.filter(|n| n.metadata.deletion_timestamp.is_some()));
     let controller = Controller { client: cx.client.clone() };
-    async move {
-        let namespaces = cx.informers.namespaces.clone();
-        if cx.ready(namespaces.synced()).await {
-            cx.work("namespace", queue, controller, namespaces.clone()).await;
-        }
-    }
-    .boxed()
+    let namespaces = cx.informers.namespaces.clone();
+    cx.work("namespace", queue, controller, &namespaces, namespaces.synced())
 }
 
 /// What one pass over a namespace found.

@@ -32,7 +32,7 @@ pub fn start(cx: Context) -> BoxFuture<'static, ()> {
     async move {
         let i = cx.informers.clone();
         let caches = async { tokio::join!(i.pods.synced(), i.nodes.synced()) };
-        if cx.ready(caches.map(|_| ())).await {
+        if cx.ready(caches).await {
             queue.add(Key::default());
             crate::base::worker::run("podgc", queue, Arc::new(controller), 1, cx.shutdown).await;
         }

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join};
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt};
@@ -26,12 +25,7 @@ const DESCRIPTION_TEXT: &str = "Contains a CA bundle that can be used to verify 
 /// Subscribes and works until shutdown.
 pub fn start(cx: Context) -> BoxFuture<'static, ()> {
     let queue = cx.queue("root_ca_cert_publisher");
-    let q = queue.clone();
-    cx.informers.namespaces.subscribe(move |change| {
-        if let Some(namespace) = change.new {
-            q.add(Key::of(namespace.as_ref()));
-        }
-    });
+    cx.informers.namespaces.feed(&queue, |change| change.new);
     let q = queue.clone();
     cx.informers.root_cas.subscribe(move |change| {
         if let Some(map) = change.latest() {
@@ -39,15 +33,9 @@ pub fn start(cx: Context) -> BoxFuture<'static, ()> {
         }
     });
     let controller = Controller { cx: cx.clone() };
-    async move {
-        let i = cx.informers.clone();
-        let caches = async { tokio::join!(i.namespaces.synced(), i.root_cas.synced()) };
-        if cx.ready(caches.map(|_| ())).await {
-            let primary = cx.informers.namespaces.clone();
-            cx.work("root-ca-certificate-publisher", queue, controller, primary).await;
-        }
-    }
-    .boxed()
+    let i = cx.informers.clone();
+    let caches = join(i.namespaces.synced(), i.root_cas.synced());
+    cx.work("root-ca-certificate-publisher", queue, controller, &i.namespaces, caches)
 }
 
 /// The ConfigMap as it should be, over `existing`; `None` if it is so already. Pure.

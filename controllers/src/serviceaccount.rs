@@ -1,8 +1,7 @@
 //! A ServiceAccount named `default` in every active namespace (upstream's `pkg/controller/serviceaccount`).
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, ResourceExt};
@@ -17,12 +16,7 @@ const NAME: &str = "default";
 /// Subscribes and works until shutdown.
 pub fn start(cx: Context) -> BoxFuture<'static, ()> {
     let queue = cx.queue("serviceaccount");
-    let q = queue.clone();
-    cx.informers.namespaces.subscribe(move |change| {
-        if let Some(namespace) = change.new {
-            q.add(Key::of(namespace.as_ref()));
-        }
-    });
+    cx.informers.namespaces.feed(&queue, |change| change.new);
     let q = queue.clone();
     cx.informers.service_accounts.subscribe(move |change| {
         if let (Some(gone), None) = (change.old, change.new)
@@ -32,15 +26,9 @@ pub fn start(cx: Context) -> BoxFuture<'static, ()> {
         }
     });
     let controller = Controller { cx: cx.clone() };
-    async move {
-        let i = cx.informers.clone();
-        let caches = async { tokio::join!(i.namespaces.synced(), i.service_accounts.synced()) };
-        if cx.ready(caches.map(|_| ())).await {
-            let primary = cx.informers.namespaces.clone();
-            cx.work("serviceaccount", queue, controller, primary).await;
-        }
-    }
-    .boxed()
+    let i = cx.informers.clone();
+    let caches = join(i.namespaces.synced(), i.service_accounts.synced());
+    cx.work("serviceaccount", queue, controller, &i.namespaces, caches)
 }
 
 /// Whether objects may be created in the namespace.

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join};
 use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
@@ -52,15 +51,9 @@ pub fn start(cx: Context) -> BoxFuture<'static, ()> {
         cx: cx.clone(),
         scheduled: Mutex::default(),
     };
-    async move {
-        let i = cx.informers.clone();
-        let caches = async { tokio::join!(i.pods.synced(), i.nodes.synced()) };
-        if cx.ready(caches.map(|_| ())).await {
-            let primary = cx.informers.pods.clone();
-            cx.work("tainteviction", queue, controller, primary).await;
-        }
-    }
-    .boxed()
+    let i = cx.informers.clone();
+    let caches = join(i.pods.synced(), i.nodes.synced());
+    cx.work("tainteviction", queue, controller, &i.pods, caches)
 }
 
 /// What becomes of a pod.

@@ -8,23 +8,20 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource, ResourceExt};
 use parking_lot::RwLock;
-use rand::RngExt;
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::watch as flag;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
 use super::key::Key;
+use super::queue::Queue;
+use super::watch::{self, Pauses};
 
-/// First pause after a watch failed.
-const MIN_BACKOFF: Duration = Duration::from_millis(100);
-/// Longest pause between attempts to watch while the API is away.
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Between attempts to watch while the API is away.
+const PAUSES: Pauses = Pauses { first: Duration::from_millis(100), longest: Duration::from_secs(5) };
 
 /// A change of one object: both sides for an update, one for an addition or a deletion.
 pub struct Change<'a, K> {
@@ -60,7 +57,7 @@ struct Cache<K> {
 pub struct Informer<K> {
     cache: RwLock<Cache<K>>,
     handlers: RwLock<Vec<Handler<K>>>,
-    synced: watch::Sender<bool>,
+    synced: flag::Sender<bool>,
     /// Since when the watch works; `None` while it does not.
     healthy: RwLock<Option<Instant>>,
 }
@@ -78,7 +75,7 @@ where
         Self {
             cache: RwLock::new(Cache { objects: BTreeMap::new(), indexes }),
             handlers: RwLock::new(Vec::new()),
-            synced: watch::channel(false).0,
+            synced: flag::channel(false).0,
             healthy: RwLock::new(None),
         }
     }
@@ -86,6 +83,20 @@ where
     /// Calls `handler` for each change from now on.
     pub fn subscribe(&self, handler: impl Fn(&Change<'_, K>) + Send + Sync + 'static) {
         self.handlers.write().push(Box::new(handler));
+    }
+
+    /// Puts the key of the object that `wanted` picks from a change into `queue`, from now on.
+    pub fn feed(
+        &self,
+        queue: &Arc<Queue<Key>>,
+        wanted: impl for<'a> Fn(&Change<'a, K>) -> Option<&'a Arc<K>> + Send + Sync + 'static,
+    ) {
+        let queue = queue.clone();
+        self.subscribe(move |change| {
+            if let Some(object) = wanted(change) {
+                queue.add(Key::of(object.as_ref()));
+            }
+        });
     }
 
     /// The object, if cached.
@@ -118,11 +129,13 @@ where
         keys.into_iter().flatten().filter_map(|k| cache.objects.get(k).cloned()).collect()
     }
 
-    /// Waits until the first list is complete.
-    pub async fn synced(&self) {
+    /// Ends when the first list is complete.
+    pub fn synced(&self) -> impl Future<Output = ()> + Send + use<K> {
         let mut synced = self.synced.subscribe();
-        // The sender lives as long as `self`, so this cannot fail.
-        let _ = synced.wait_for(|s| *s).await;
+        async move {
+            // It fails only when the informer is gone; then nobody is left to wait for it.
+            let _ = synced.wait_for(|s| *s).await;
+        }
     }
 
     /// Since when the watch has worked without interruption; `None` while it does not.
@@ -132,37 +145,17 @@ where
 
     /// Watches until `shutdown`, through any outage of the API.
     pub async fn run(&self, api: Api<K>, config: watcher::Config, shutdown: CancellationToken) {
-        let mut stream = std::pin::pin!(watcher::watcher(api, config));
         let mut initial: Option<Vec<K>> = None;
-        let mut pause = MIN_BACKOFF;
-        loop {
-            let event = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                event = stream.next() => event,
-            };
-            match event {
-                None => return,
-                Some(Ok(event)) => {
-                    if !matches!(event, Event::Init) {
-                        // `Init` is only the intention to list.
-                        pause = MIN_BACKOFF;
-                        self.healthy.write().get_or_insert_with(Instant::now);
-                    }
-                    self.apply(event, &mut initial);
+        let on = |event: Option<Event<K>>| match event {
+            None => *self.healthy.write() = None,
+            Some(event) => {
+                if !matches!(event, Event::Init) {
+                    self.healthy.write().get_or_insert_with(Instant::now);
                 }
-                Some(Err(e)) => {
-                    *self.healthy.write() = None;
-                    debug!(kind = std::any::type_name::<K>(), error = %e, "watch failed; will retry");
-                    let jitter = rand::rng().random_range(0.75..1.25);
-                    tokio::select! {
-                        () = shutdown.cancelled() => return,
-                        () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
-                    }
-                    pause = (pause * 2).min(MAX_BACKOFF);
-                }
+                self.apply(event, &mut initial);
             }
-        }
+        };
+        watch::watch(api, config, std::any::type_name::<K>(), PAUSES, &shutdown, on).await;
     }
 
     fn apply(&self, event: Event<K>, initial: &mut Option<Vec<K>>) {

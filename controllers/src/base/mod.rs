@@ -12,4 +12,5 @@ pub mod metrics;
 pub mod names;
 pub mod queue;
 pub mod refs;
+pub mod watch;
 pub mod worker;

@@ -1,13 +1,17 @@
 //! Adoption and release by selector and controller reference (upstream's `ControllerRefManager`).
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::ResourceExt;
+use kube::{Api, Resource, ResourceExt};
 use scaleup_api::LabelSelector;
 use scaleup_api::owner::controller_of;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+use super::calls::{self, Error};
 
 /// What to do with the objects that a controller could own.
 #[derive(Debug)]
@@ -18,6 +22,44 @@ pub struct Claims<K> {
     pub adopt: Vec<Arc<K>>,
     /// Owned, but no longer matching.
     pub release: Vec<Arc<K>>,
+}
+
+/// How calls are named in errors.
+#[derive(Clone, Copy)]
+pub struct What {
+    /// E.g. `adopt Pod`.
+    pub adopt: &'static str,
+    /// E.g. `release Pod`.
+    pub release: &'static str,
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug> Claims<K> {
+    /// Adopts for `owner` and releases; what it owns then. `still_alive` is a live look at the owner, taken only before
+    /// anything is adopted: what is cached may be deleted, or another of the same name.
+    pub async fn carry_out(
+        self,
+        what: What,
+        api: &Api<K>,
+        owner: &OwnerReference,
+        still_alive: impl Future<Output = Result<bool, Error>>,
+    ) -> Result<Vec<Arc<K>>, Error> {
+        let mut owned = self.keep;
+        if !self.adopt.is_empty() && still_alive.await? {
+            for object in self.adopt {
+                let patch = adopt_patch(object.meta(), owner.clone());
+                match calls::merge(what.adopt, api, &object.name_any(), &patch).await {
+                    Ok(adopted) => owned.push(Arc::new(adopted)),
+                    Err(e) if e.is_not_found() => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        for object in self.release {
+            let patch = release_patch(object.meta(), &[&owner.uid]);
+            calls::gone_is_fine(calls::merge(what.release, api, &object.name_any(), &patch).await)?;
+        }
+        Ok(owned)
+    }
 }
 
 /// Sorts `candidates` for the owner of `owner_uid`. An owner that is being deleted neither adopts nor releases.

@@ -14,8 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join3};
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Preconditions;
@@ -37,28 +36,15 @@ use crate::context::{BY_OWNER, Context, ORPHANS};
 /// Subscribes and works until shutdown.
 pub fn start(cx: Context) -> BoxFuture<'static, ()> {
     let queue = cx.queue("deployment");
-    let q = queue.clone();
-    cx.informers.deployments.subscribe(move |change| {
-        if let Some(d) = change.latest() {
-            q.add(Key::of(d.as_ref()));
-        }
-    });
+    cx.informers.deployments.feed(&queue, |change| change.latest());
     let (q, inner) = (queue.clone(), cx.clone());
     cx.informers.replica_sets.subscribe(move |change| set_changed(change, &inner, &q));
     let (q, inner) = (queue.clone(), cx.clone());
     cx.informers.pods.subscribe(move |change| pod_changed(change, &inner, &q));
     let controller = Controller { recorder: cx.recorder.for_component("deployment-controller"), cx: cx.clone() };
-    async move {
-        let informers = cx.informers.clone();
-        let caches = async {
-            tokio::join!(informers.deployments.synced(), informers.replica_sets.synced(), informers.pods.synced())
-        };
-        if cx.ready(caches.map(|_| ())).await {
-            let primary = cx.informers.deployments.clone();
-            cx.work("deployment", queue, controller, primary).await;
-        }
-    }
-    .boxed()
+    let i = cx.informers.clone();
+    let caches = join3(i.deployments.synced(), i.replica_sets.synced(), i.pods.synced());
+    cx.work("deployment", queue, controller, &i.deployments, caches)
 }
 
 fn owner_key(set: &ReplicaSet) -> Option<Key> {
@@ -143,25 +129,9 @@ impl Controller {
         let mut candidates = cache.indexed(BY_OWNER, d.metadata.uid.as_deref().unwrap_or_default());
         candidates.extend(cache.indexed(ORPHANS, &key.namespace));
         let claims = refs::plan(&d.metadata, selector, candidates);
-        let mut owned = claims.keep;
-        let api = self.sets(key);
-        if !claims.adopt.is_empty() && self.still_alive(key, d).await? {
-            for set in claims.adopt {
-                let patch = refs::adopt_patch(&set.metadata, controller_ref::<Deployment>(&d.metadata));
-                let name = set.name_any();
-                match calls::merge("adopt ReplicaSet", &api, &name, &patch).await {
-                    Ok(set) => owned.push(Arc::new(set)),
-                    Err(e) if e.is_not_found() => {}
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        for set in claims.release {
-            let patch = refs::release_patch(&set.metadata, &[d.metadata.uid.as_deref().unwrap_or_default()]);
-            let name = set.name_any();
-            calls::gone_is_fine(calls::merge("release ReplicaSet", &api, &name, &patch).await)?;
-        }
-        Ok(owned)
+        let owner = controller_ref::<Deployment>(&d.metadata);
+        let what = refs::What { adopt: "adopt ReplicaSet", release: "release ReplicaSet" };
+        claims.carry_out(what, &self.sets(key), &owner, self.still_alive(key, d)).await
     }
 
     async fn still_alive(&self, key: &Key, d: &Deployment) -> Result<bool, Error> {

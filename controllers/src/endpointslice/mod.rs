@@ -10,8 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::future::{BoxFuture, join_all};
+use futures::future::{BoxFuture, join_all, join4};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Api, ResourceExt};
@@ -32,12 +31,7 @@ use crate::context::{Context, Informers};
 pub fn start(cx: Context) -> BoxFuture<'static, ()> {
     let queue = cx.queue("endpoint_slice");
     let expectations = Arc::new(Expectations::default());
-    let q = queue.clone();
-    cx.informers.services.subscribe(move |change| {
-        if let Some(service) = change.latest() {
-            q.add(Key::of(service.as_ref()));
-        }
-    });
+    cx.informers.services.feed(&queue, |change| change.latest());
     let (q, informers) = (queue.clone(), cx.informers.clone());
     cx.informers.pods.subscribe(move |change| wake_services(change, &informers, &q));
     let (q, e) = (queue.clone(), expectations.clone());
@@ -52,16 +46,9 @@ pub fn start(cx: Context) -> BoxFuture<'static, ()> {
     });
     let controller =
         Controller { recorder: cx.recorder.for_component("endpoint-slice-controller"), cx: cx.clone(), expectations };
-    async move {
-        let i = cx.informers.clone();
-        let caches =
-            async { tokio::join!(i.services.synced(), i.pods.synced(), i.nodes.synced(), i.endpoint_slices.synced()) };
-        if cx.ready(caches.map(|_| ())).await {
-            let primary = cx.informers.services.clone();
-            cx.work("endpointslice", queue, controller, primary).await;
-        }
-    }
-    .boxed()
+    let i = cx.informers.clone();
+    let caches = join4(i.services.synced(), i.pods.synced(), i.nodes.synced(), i.endpoint_slices.synced());
+    cx.work("endpointslice", queue, controller, &i.services, caches)
 }
 
 fn is_ours(slice: &EndpointSlice) -> bool {

@@ -7,12 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
 use kube::api::{DynamicObject, PartialObjectMeta};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
-use rand::RngExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -20,6 +18,7 @@ use tracing::{debug, info, warn};
 use super::graph::{Graph, Item, Uid};
 use crate::base::discovery::{Discovered, Kind, discover};
 use crate::base::queue::Queue;
+use crate::base::watch::{Pauses, watch};
 
 /// Most kinds watched at once.
 const MAX_KINDS: usize = 2_000;
@@ -188,37 +187,14 @@ impl Monitors {
 
     async fn watch(&self, kind: Arc<Kind>, synced: Arc<AtomicBool>, stop: CancellationToken) {
         let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.client.clone(), &kind.resource);
-        let mut stream = std::pin::pin!(watcher::watcher(api, watcher::Config::default()));
         let mut listed: Option<Vec<Uid>> = None;
-        let mut pause = MIN_BACKOFF;
-        loop {
-            let event = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                event = stream.next() => event,
-            };
-            match event {
-                None => return,
-                Some(Ok(event)) => {
-                    if !matches!(event, Event::Init) {
-                        pause = MIN_BACKOFF;
-                    }
-                    if stop.is_cancelled() {
-                        return;
-                    }
-                    self.apply(&kind, event, &mut listed, &synced);
-                }
-                Some(Err(e)) => {
-                    debug!(kind = kind.resource.kind, error = %e, "watch failed; will retry");
-                    let jitter = rand::rng().random_range(0.75..1.25);
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
-                    }
-                    pause = (pause * 2).min(MAX_BACKOFF);
-                }
+        let on = |event| {
+            if let Some(event) = event {
+                self.apply(&kind, event, &mut listed, &synced);
             }
-        }
+        };
+        let pauses = Pauses { first: MIN_BACKOFF, longest: MAX_BACKOFF };
+        watch(api, watcher::Config::default(), &kind.resource.kind, pauses, &stop, on).await;
     }
 
     fn apply(

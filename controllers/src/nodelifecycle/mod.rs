@@ -34,12 +34,7 @@ const CONCURRENCY: usize = 16;
 /// Subscribes and works until shutdown.
 pub fn start(cx: Context) -> BoxFuture<'static, ()> {
     let queue: Arc<Queue<Key>> = cx.queue("node_lifecycle_controller");
-    let q = queue.clone();
-    cx.informers.nodes.subscribe(move |change| {
-        if let Some(node) = change.latest() {
-            q.add(Key::of(node.as_ref()));
-        }
-    });
+    cx.informers.nodes.feed(&queue, |change| change.latest());
     let controller = Controller {
         recorder: cx.recorder.for_component("node-controller"),
         cx: cx.clone(),
@@ -49,7 +44,7 @@ pub fn start(cx: Context) -> BoxFuture<'static, ()> {
     async move {
         let i = cx.informers.clone();
         let caches = async { tokio::join!(i.nodes.synced(), i.node_leases.synced(), i.pods.synced()) };
-        if cx.ready(caches.map(|_| ())).await {
+        if cx.ready(caches).await {
             queue.add(Key::default());
             worker::run("nodelifecycle", queue, Arc::new(controller), cx.config.workers, cx.shutdown).await;
         }

@@ -8,8 +8,7 @@ mod rank;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::future::{BoxFuture, join_all};
+use futures::future::{BoxFuture, join, join_all};
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt};
@@ -44,15 +43,9 @@ pub fn start(cx: Context) -> BoxFuture<'static, ()> {
     cx.informers.pods.subscribe(move |change| pod_changed(change, &inner, &q, &e));
     let controller =
         Controller { recorder: cx.recorder.for_component("replicaset-controller"), cx: cx.clone(), expectations };
-    async move {
-        let informers = cx.informers.clone();
-        let caches = async { tokio::join!(informers.pods.synced(), informers.replica_sets.synced()) };
-        if cx.ready(caches.map(|_| ())).await {
-            let primary = cx.informers.replica_sets.clone();
-            cx.work("replicaset", queue, controller, primary).await;
-        }
-    }
-    .boxed()
+    let i = cx.informers.clone();
+    let caches = join(i.pods.synced(), i.replica_sets.synced());
+    cx.work("replicaset", queue, controller, &i.replica_sets, caches)
 }
 
 /// Wakes the owners of a pod, old and new, and takes note of what was expected.
@@ -165,25 +158,9 @@ impl Controller {
             candidates.extend(pods.indexed(ORPHANS, &key.namespace).into_iter().filter(|p| pods::is_active(p)));
         }
         let claims = refs::plan(&set.metadata, selector, candidates);
-        let mut owned = claims.keep;
-        let api = self.pods(key);
-        if !claims.adopt.is_empty() && self.still_alive(key, set).await? {
-            for pod in claims.adopt {
-                let patch = refs::adopt_patch(&pod.metadata, controller_ref::<ReplicaSet>(&set.metadata));
-                let name = pod.name_any();
-                match calls::merge("adopt Pod", &api, &name, &patch).await {
-                    Ok(pod) => owned.push(Arc::new(pod)),
-                    Err(e) if e.is_not_found() => {}
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        for pod in claims.release {
-            let patch = refs::release_patch(&pod.metadata, &[set.metadata.uid.as_deref().unwrap_or_default()]);
-            let name = pod.name_any();
-            calls::gone_is_fine(calls::merge("release Pod", &api, &name, &patch).await)?;
-        }
-        Ok(owned)
+        let owner = controller_ref::<ReplicaSet>(&set.metadata);
+        let what = refs::What { adopt: "adopt Pod", release: "release Pod" };
+        claims.carry_out(what, &self.pods(key), &owner, self.still_alive(key, set)).await
     }
 
     /// A live look before adopting: the cached set may be deleted, or another of the same name (upstream's `CanAdopt`).
