@@ -21,6 +21,8 @@ pub mod request;
 pub mod schema;
 pub mod server;
 pub mod streaming;
+#[cfg(test)]
+mod testing;
 pub mod user;
 
 pub use server::{ApiServer, Server, ServerConfig};

@@ -1,6 +1,5 @@
 //! Identity and admission through the router of a whole server: tokens, reviews, escalation, agents, namespaces.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -13,19 +12,12 @@ use tower::ServiceExt;
 use crate::auth::InProcessUser;
 use crate::auth::rbac::RBAC_GROUP;
 use crate::auth::testing::user;
-use crate::server::{ApiServer, Server, ServerConfig};
+use crate::server::ServerConfig;
+use crate::testing::TestServer;
 use crate::user::UserInfo;
 
 struct Rig {
-    server: Arc<Server>,
-    dir: PathBuf,
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        self.server.stop();
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
+    test: TestServer,
 }
 
 /// Who asks.
@@ -49,10 +41,7 @@ fn agent(node: &str) -> As {
 
 impl Rig {
     async fn new() -> Self {
-        let dir = std::env::temp_dir().join(format!("identity-{}", uuid::Uuid::new_v4()));
-        let config = ServerConfig { data_dir: dir.clone(), audit: false, ..ServerConfig::default() };
-        let rig = Self { server: ApiServer::build(config, Arc::new(MemoryStore::new())).unwrap(), dir };
-        tokio::time::timeout(std::time::Duration::from_secs(20), rig.server.ready()).await.unwrap();
+        let rig = Self { test: TestServer::start(ServerConfig::default(), Arc::new(MemoryStore::new())).await };
         let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
         rig.make("/api/v1/namespaces/default/serviceaccounts", account).await;
         rig
@@ -67,7 +56,7 @@ impl Rig {
         if let As::User(user) = who {
             request.extensions_mut().insert(InProcessUser(Arc::new(user.clone())));
         }
-        let response = self.server.router().oneshot(request).await.unwrap();
+        let response = self.test.server.router().oneshot(request).await.unwrap();
         let status = response.status().as_u16();
         if status == 401 {
             assert_eq!(response.headers()["www-authenticate"], crate::auth::WWW_AUTHENTICATE);
@@ -106,7 +95,7 @@ impl Rig {
             "subjects": [{"kind": "User", "apiGroup": RBAC_GROUP, "name": who}],
         });
         self.make(&format!("/apis/{RBAC_GROUP}/v1/namespaces/default/rolebindings"), binding).await;
-        self.server.caches.catch_up().await.unwrap();
+        self.test.server.caches.catch_up().await.unwrap();
     }
 }
 
@@ -167,7 +156,7 @@ async fn tokens_work_until_their_account_is_gone() {
     assert_eq!(reviewed["status"]["authenticated"], true, "{reviewed}");
     let account = "/api/v1/namespaces/default/serviceaccounts/default";
     assert_eq!(rig.ask(&admin(), Method::DELETE, account, Value::Null).await.0, 200);
-    rig.server.caches.catch_up().await.unwrap();
+    rig.test.server.caches.catch_up().await.unwrap();
     assert_eq!(rig.get(&who, PODS).await.0, 401);
     let (status, gone) = rig.post(&admin(), TOKEN, token_request(json!({"audiences": []}))).await;
     assert_eq!((status, gone["message"].as_str()), (404, Some("serviceaccounts \"default\" not found")));
@@ -207,7 +196,7 @@ async fn token_requests_are_checked() {
     let who = As::Token(answer["status"]["token"].as_str().unwrap().into());
     assert_eq!(rig.get(&who, "/api").await.0, 200);
     assert_eq!(rig.ask(&admin(), Method::DELETE, &format!("{PODS}/p?gracePeriodSeconds=0"), Value::Null).await.0, 200);
-    rig.server.caches.catch_up().await.unwrap();
+    rig.test.server.caches.catch_up().await.unwrap();
     assert_eq!(rig.get(&who, "/api").await.0, 401, "the token dies with its pod");
 }
 
@@ -255,7 +244,7 @@ async fn agents_are_kept_to_their_node() {
     mine["spec"]["volumes"] = json!([{"name": "s", "secret": {"secretName": "s"}}]);
     let mine = rig.make(PODS, mine).await;
     rig.make(PODS, pod("theirs", "n2")).await;
-    rig.server.caches.catch_up().await.unwrap();
+    rig.test.server.caches.catch_up().await.unwrap();
     let check = async |who: As, path: &str, expected: u16| {
         let (status, answer) = rig.get(&who, path).await;
         assert_eq!(status, expected, "{path}: {answer}");
@@ -314,7 +303,7 @@ async fn nobody_grants_what_they_do_not_have() {
     let (status, answer) = rig.post(&named("alice"), &bindings, binding("view")).await;
     assert_eq!(status, 201, "aggregated roles are compared by what they hold: {answer}");
     assert_eq!(rig.post(&named("alice"), &bindings, binding("cluster-admin")).await.0, 403);
-    rig.server.caches.catch_up().await.unwrap();
+    rig.test.server.caches.catch_up().await.unwrap();
     assert_eq!(rig.get(&named("bob"), PODS).await.0, 200, "a new binding counts at once");
     assert_eq!(rig.get(&named("bob"), "/api/v1/namespaces/default/secrets").await.0, 403);
 }

@@ -26,10 +26,9 @@ impl SubresourceHandler for BindingHandler {
         resolved: Resolved,
         request: Request<Body>,
     ) -> Result<Response<Body>, ApiError> {
-        let posted: Posted<Binding> = read(server, request).await?;
+        let posted: Posted<Binding> = read(server, &resolved, request).await?;
         let binding = &posted.object;
         let (namespace, name) = (resolved.namespace.as_str(), resolved.name.as_str());
-        posted.check_name(&binding.metadata, &resolved)?;
         validate(name, binding)?;
         let gr = GroupResource { group: String::new(), resource: "pods/binding".into() };
         let bind = |pod: Value| {

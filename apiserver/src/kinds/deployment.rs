@@ -4,7 +4,7 @@ use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy}
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::field::{self, Errors, Path};
-use super::pod_template;
+use super::{pod_template, workload};
 use crate::error::FieldError;
 use crate::registry::{RuleContext, Rules};
 
@@ -60,10 +60,7 @@ impl Rules for DeploymentRules {
 fn validate_spec(path: &Path<'_>, spec: &DeploymentSpec, errors: &mut Errors) {
     field::non_negative(errors, &path.child("replicas"), spec.replicas);
     let selector_at = path.child("selector");
-    if field::selector_is_empty(&spec.selector) {
-        errors.push(FieldError::required(selector_at, ""));
-    }
-    field::label_selector(errors, &selector_at, Some(&spec.selector));
+    workload::validate_selector(&selector_at, &spec.selector, errors);
     let template_at = path.child("template");
     pod_template::validate_template(&template_at, &spec.template, &spec.selector, &selector_at, errors);
     if let Some(strategy) = &spec.strategy {
@@ -139,25 +136,15 @@ fn validate_status(object: &Deployment, errors: &mut Errors) {
     let Some(status) = &object.status else { return };
     let path = Path::new("status");
     field::non_negative(errors, &path.child("observedGeneration"), status.observed_generation);
-    let total = status.replicas.unwrap_or(0);
-    for (name, count) in [
+    let counts = [
         ("replicas", status.replicas),
         ("updatedReplicas", status.updated_replicas),
         ("readyReplicas", status.ready_replicas),
         ("availableReplicas", status.available_replicas),
-    ] {
-        let at = path.child(name);
-        field::non_negative(errors, &at, count);
-        if let Some(count) = count.filter(|c| *c > total) {
-            errors.push(FieldError::invalid(at, count, "cannot be greater than status.replicas"));
-        }
-    }
+    ];
+    workload::validate_counts(&path, status.replicas.unwrap_or(0), &counts, errors);
     field::non_negative(errors, &path.child("unavailableReplicas"), status.unavailable_replicas);
-    let (available, ready) = (status.available_replicas.unwrap_or(0), status.ready_replicas.unwrap_or(0));
-    if available > ready {
-        let at = path.child("availableReplicas");
-        errors.push(FieldError::invalid(at, available, "cannot be greater than readyReplicas"));
-    }
+    workload::validate_available(&path, status.available_replicas, status.ready_replicas, errors);
 }
 
 #[cfg(test)]

@@ -57,12 +57,30 @@ fn validate_port(at: &Path<'_>, port: &EndpointPort, name_required: bool, errors
     if name_required {
         field::required(errors, &at.child("name"), name);
     }
+    validate_port_name(at, name, errors);
+    validate_port_target(at, Some(port.port), &port.protocol, &port.app_protocol, errors);
+}
+
+/// The name of a port of Endpoints or of an EndpointSlice; it may be empty.
+pub(super) fn validate_port_name(at: &Path<'_>, name: &str, errors: &mut Errors) {
     if !name.is_empty() {
         field::format(errors, &at.child("name"), name, names::dns1123_label);
     }
-    field::port(errors, &at.child("port"), port.port);
-    field::one_of(errors, &at.child("protocol"), field::text(&port.protocol), field::PROTOCOLS);
-    if let Some(protocol) = &port.app_protocol {
+}
+
+/// What a port of Endpoints or of an EndpointSlice says beside its name.
+pub(super) fn validate_port_target(
+    at: &Path<'_>,
+    port: Option<i32>,
+    protocol: &Option<String>,
+    app_protocol: &Option<String>,
+    errors: &mut Errors,
+) {
+    if let Some(port) = port {
+        field::port(errors, &at.child("port"), port);
+    }
+    field::one_of(errors, &at.child("protocol"), field::text(protocol), field::PROTOCOLS);
+    if let Some(protocol) = app_protocol {
         field::format(errors, &at.child("appProtocol"), protocol, names::qualified_name);
     }
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use scaleup_api::names;
 
+use super::endpoints::{validate_port_name, validate_port_target};
 use super::field::{self, Errors, Path};
 use crate::error::FieldError;
 use crate::registry::{RuleContext, Rules};
@@ -116,19 +117,11 @@ fn validate_ports(path: &Path<'_>, ports: &[EndpointPort], errors: &mut Errors) 
     for (i, port) in ports.iter().enumerate() {
         let at = path.index(i);
         let name = field::text(&port.name);
-        if !name.is_empty() {
-            field::format(errors, &at.child("name"), name, names::dns1123_label);
-        }
+        validate_port_name(&at, name, errors);
         if !seen.insert(name) {
             errors.push(FieldError::duplicate(at.child("name"), name));
         }
-        if let Some(number) = port.port {
-            field::port(errors, &at.child("port"), number);
-        }
-        field::one_of(errors, &at.child("protocol"), field::text(&port.protocol), field::PROTOCOLS);
-        if let Some(protocol) = &port.app_protocol {
-            field::format(errors, &at.child("appProtocol"), protocol, names::qualified_name);
-        }
+        validate_port_target(&at, port.port, &port.protocol, &port.app_protocol, errors);
     }
 }
 

@@ -26,8 +26,7 @@ impl SubresourceHandler for EvictionHandler {
         resolved: Resolved,
         request: Request<Body>,
     ) -> Result<Response<Body>, ApiError> {
-        let posted: Posted<Eviction> = read(server, request).await?;
-        posted.check_name(&posted.object.metadata, &resolved)?;
+        let posted: Posted<Eviction> = read(server, &resolved, request).await?;
         let mut options = options(posted.object.delete_options.as_ref())?;
         options.dry_run |= posted.dry_run;
         let pod = Resolved { verb: Verb::Delete, subresource: None, ..resolved.clone() };

@@ -1,9 +1,7 @@
 //! The kinds through the router, in process over the memory store: what needs hooks, handlers or the whole pipeline.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
 use http::{Method, Request};
@@ -14,34 +12,23 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::field::test::{contains, yaml};
-use crate::server::{ApiServer, InProcess, Server, ServerConfig};
+use crate::server::{InProcess, ServerConfig};
+use crate::testing::TestServer;
 use crate::user::UserInfo;
 
 const SERVICES: &str = "/api/v1/namespaces/default/services";
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
 struct Api {
-    server: Arc<Server>,
+    test: TestServer,
     admin: InProcess,
-    dir: PathBuf,
-}
-
-impl Drop for Api {
-    fn drop(&mut self) {
-        self.server.stop();
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
 }
 
 impl Api {
     async fn start(store: Arc<dyn Store>, exclusive_store: bool) -> Self {
-        let dir = std::env::temp_dir().join(format!("scaleup-kinds-{}", uuid::Uuid::new_v4()));
-        std::fs::create_dir_all(&dir).expect("a temporary directory");
-        let config = ServerConfig { data_dir: dir.clone(), audit: false, exclusive_store, ..ServerConfig::default() };
-        let server = ApiServer::build(config, store).expect("the server builds");
-        tokio::time::timeout(Duration::from_secs(20), server.ready()).await.expect("the server gets ready");
-        let admin = server.in_process(UserInfo::system("admin", &["system:masters"]));
-        Self { server, admin, dir }
+        let test = TestServer::start(ServerConfig { exclusive_store, ..ServerConfig::default() }, store).await;
+        let admin = test.server.in_process(UserInfo::system("admin", &["system:masters"]));
+        Self { test, admin }
     }
 
     /// One server, with the account that the service account controller would have made for pods.
@@ -85,7 +72,7 @@ impl Api {
 
     async fn claims(&self) -> usize {
         let request = scaleup_store::ListRequest { prefix: "/ranges/", ..Default::default() };
-        self.server.store.list(request).await.expect("the store works").items.len()
+        self.test.server.store.list(request).await.expect("the store works").items.len()
     }
 }
 
@@ -117,7 +104,7 @@ async fn two_servers_never_hand_out_one_address_twice() {
 #[tokio::test]
 async fn refused_and_dry_services_keep_nothing() {
     let api = Api::alone().await;
-    super::service::repair(&api.server).await.expect("the store works");
+    super::service::repair(&api.test.server).await.expect("the store works");
     let before = api.claims().await;
     api.post(SERVICES, "{metadata: {name: Bad_}, spec: {type: NodePort, ports: [{port: 80}]}}", 422).await;
     api.post(&format!("{SERVICES}?dryRun=All"), "{metadata: {name: dry}, spec: {ports: [{port: 80}]}}", 201).await;

@@ -33,3 +33,4 @@ mod service_alloc;
 mod service_claims;
 mod service_prepare;
 pub mod serviceaccount;
+mod workload;

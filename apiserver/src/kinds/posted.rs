@@ -20,14 +20,14 @@ pub(super) struct Posted<T> {
     pub object: T,
     /// `dryRun=All` in the query.
     pub dry_run: bool,
-    kind: &'static str,
     headers: HeaderMap,
     query: Query,
 }
 
-/// Reads a body of kind `T`; another kind or version is 400.
-pub(super) async fn read<T: k8s_openapi::Resource + DeserializeOwned>(
+/// Reads a body of kind `T`; another kind or version is 400, and so is another name than the path's.
+pub(super) async fn read<T: k8s_openapi::Metadata<Ty = ObjectMeta> + DeserializeOwned>(
     server: &Arc<crate::Server>,
+    resolved: &Resolved,
     request: Request<Body>,
 ) -> Result<Posted<T>, ApiError> {
     let query = Query::parse(request.uri().query())?;
@@ -42,28 +42,28 @@ pub(super) async fn read<T: k8s_openapi::Resource + DeserializeOwned>(
             return Err(ApiError::bad_request(message));
         }
     }
-    let object = serde_json::from_value(value).map_err(|e| {
+    let object: T = serde_json::from_value(value).map_err(|e| {
         ApiError::bad_request(format!("{} in version {:?} cannot be handled: {e}", T::KIND, T::API_VERSION))
     })?;
-    Ok(Posted { object, dry_run, kind: T::KIND, headers, query })
+    check_name(T::KIND, object.metadata(), resolved)?;
+    Ok(Posted { object, dry_run, headers, query })
+}
+
+/// The body names the object of the path, if it names one.
+fn check_name(kind: &str, metadata: &ObjectMeta, resolved: &Resolved) -> Result<(), ApiError> {
+    let (name, namespace) = (field::text(&metadata.name), field::text(&metadata.namespace));
+    if !name.is_empty() && name != resolved.name {
+        return Err(ApiError::bad_request(format!("name in URL does not match name in {kind} object")));
+    }
+    if !namespace.is_empty() && namespace != resolved.namespace {
+        return Err(ApiError::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    Ok(())
 }
 
 impl<T> Posted<T> {
-    /// The body names the object of the path, if it names one.
-    pub fn check_name(&self, metadata: &ObjectMeta, resolved: &Resolved) -> Result<(), ApiError> {
-        let (name, namespace) = (field::text(&metadata.name), field::text(&metadata.namespace));
-        if !name.is_empty() && name != resolved.name {
-            let message = format!("name in URL does not match name in {} object", self.kind);
-            return Err(ApiError::bad_request(message));
-        }
-        if !namespace.is_empty() && namespace != resolved.namespace {
-            return Err(ApiError::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
-        }
-        Ok(())
-    }
-
     /// A Status of Success.
     pub fn answer(
         &self,

@@ -3,7 +3,7 @@
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec};
 
 use super::field::{self, Errors, Path};
-use super::pod_template;
+use super::{pod_template, workload};
 use crate::error::FieldError;
 use crate::registry::{RuleContext, Rules, SelectableField};
 
@@ -52,10 +52,7 @@ fn validate_spec(path: &Path<'_>, spec: &ReplicaSetSpec, errors: &mut Errors) {
     field::non_negative(errors, &path.child("replicas"), spec.replicas);
     field::non_negative(errors, &path.child("minReadySeconds"), spec.min_ready_seconds);
     let selector_at = path.child("selector");
-    if field::selector_is_empty(&spec.selector) {
-        errors.push(FieldError::required(selector_at, ""));
-    }
-    field::label_selector(errors, &selector_at, Some(&spec.selector));
+    workload::validate_selector(&selector_at, &spec.selector, errors);
     let template_at = path.child("template");
     match &spec.template {
         Some(template) => {
@@ -69,23 +66,14 @@ fn validate_status(object: &ReplicaSet, errors: &mut Errors) {
     let Some(status) = &object.status else { return };
     let path = Path::new("status");
     field::non_negative(errors, &path.child("observedGeneration"), status.observed_generation);
-    for (name, count) in [
+    let counts = [
         ("replicas", Some(status.replicas)),
         ("fullyLabeledReplicas", status.fully_labeled_replicas),
         ("readyReplicas", status.ready_replicas),
         ("availableReplicas", status.available_replicas),
-    ] {
-        let at = path.child(name);
-        field::non_negative(errors, &at, count);
-        if let Some(count) = count.filter(|c| *c > status.replicas) {
-            errors.push(FieldError::invalid(at, count, "cannot be greater than status.replicas"));
-        }
-    }
-    let (available, ready) = (status.available_replicas.unwrap_or(0), status.ready_replicas.unwrap_or(0));
-    if available > ready {
-        let at = path.child("availableReplicas");
-        errors.push(FieldError::invalid(at, available, "cannot be greater than readyReplicas"));
-    }
+    ];
+    workload::validate_counts(&path, status.replicas, &counts, errors);
+    workload::validate_available(&path, status.available_replicas, status.ready_replicas, errors);
 }
 
 #[cfg(test)]
