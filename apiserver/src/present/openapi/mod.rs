@@ -65,6 +65,18 @@ pub fn v2_hash(registry: &Registry) -> String {
     remembered_hash(fingerprint("v2", registry.rows().iter().map(AsRef::as_ref)), || v2(registry))
 }
 
+/// Calls `change` for each schema directly below a schema.
+fn each_below(schema: &mut Map<String, Value>, change: impl Fn(&mut Value)) {
+    for key in ["items", "additionalProperties"] {
+        if let Some(below) = schema.get_mut(key) {
+            change(below);
+        }
+    }
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.values_mut().for_each(change);
+    }
+}
+
 fn to_bytes(document: &Value) -> Bytes {
     Bytes::from(document.to_string())
 }

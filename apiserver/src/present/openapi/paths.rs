@@ -1,5 +1,7 @@
 //! The operations of registry rows, as upstream's API installer names them. Neither OpenAPI version is known here.
 
+use serde_json::{Map, Value};
+
 use crate::present::discovery;
 use crate::registry::{Resource, Subresource, SubresourceKind, Verb};
 use crate::schema::roots;
@@ -25,6 +27,18 @@ impl Path {
         let in_path = [(&NAME, "{name}"), (&NAMESPACE, "{namespace}")].into_iter().filter_map(in_path);
         in_path.chain([(&PRETTY, "query")]).collect::<Vec<_>>().into_iter()
     }
+}
+
+/// A Path Item Object, the same in both versions but for its operations and parameters.
+pub fn item(
+    path: &Path,
+    operation: impl Fn(&Operation) -> Value,
+    parameter: impl Fn(&Parameter, &str) -> Value,
+) -> Value {
+    let mut item: Map<String, Value> = path.operations.iter().map(|o| (o.method.to_owned(), operation(o))).collect();
+    let parameters: Vec<Value> = path.parameters().map(|(p, place)| parameter(p, place)).collect();
+    item.insert("parameters".into(), parameters.into());
+    Value::Object(item)
 }
 
 /// One method on a URL.

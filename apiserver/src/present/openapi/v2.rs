@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::paths::{self, Answer, Body, META, Operation, PATCH_TYPES, Parameter, Path};
 use super::v3::{code_text, roots_of};
-use super::{TITLE, VERSION, group_versions};
+use super::{TITLE, VERSION, each_below, group_versions};
 use crate::present::discovery;
 use crate::registry::{Registry, Resource};
 use crate::schema::roots::{self, REF_PREFIX};
@@ -57,22 +57,11 @@ fn move_references(schema: &mut Value) {
     if let Some(target) = map.get_mut("$ref") {
         *target = target.as_str().unwrap_or_default().replacen(REF_PREFIX, DEFINITIONS, 1).into();
     }
-    for key in ["items", "additionalProperties"] {
-        if let Some(below) = map.get_mut(key) {
-            move_references(below);
-        }
-    }
-    if let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.values_mut().for_each(move_references);
-    }
+    each_below(map, move_references);
 }
 
 fn path_item(path: &Path, tag: &str) -> Value {
-    let mut item: Map<String, Value> =
-        path.operations.iter().map(|o| (o.method.to_owned(), operation(o, tag))).collect();
-    let parameters: Vec<Value> = path.parameters().map(|(p, place)| parameter(p, place)).collect();
-    item.insert("parameters".into(), parameters.into());
-    Value::Object(item)
+    paths::item(path, |o| operation(o, tag), parameter)
 }
 
 fn parameter(parameter: &Parameter, place: &str) -> Value {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::paths::{self, Answer, Body, META, Operation, PATCH_TYPES, Parameter, Path};
-use super::{TITLE, VERSION};
+use super::{TITLE, VERSION, each_below};
 use crate::present::discovery;
 use crate::registry::Resource;
 use crate::schema::roots::{self, REF_PREFIX, Root};
@@ -70,24 +70,13 @@ fn wrap_references(schema: &mut Value) {
     {
         map.insert("allOf".into(), json!([{"$ref": target}]));
     }
-    for key in ["items", "additionalProperties"] {
-        if let Some(below) = map.get_mut(key) {
-            wrap_references(below);
-        }
-    }
-    if let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.values_mut().for_each(wrap_references);
-    }
+    each_below(map, wrap_references);
 }
 
 // ---- paths ----
 
 fn path_item(path: &Path, tag: &str) -> Value {
-    let mut item: Map<String, Value> =
-        path.operations.iter().map(|o| (o.method.to_owned(), operation(o, tag))).collect();
-    let parameters: Vec<Value> = path.parameters().map(|(p, place)| parameter(p, place)).collect();
-    item.insert("parameters".into(), parameters.into());
-    Value::Object(item)
+    paths::item(path, |o| operation(o, tag), parameter)
 }
 
 fn parameter(parameter: &Parameter, place: &str) -> Value {
