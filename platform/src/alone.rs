@@ -6,13 +6,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use prometheus_client::registry::Registry;
-use scaleup_apiserver::auth::pki::Kubeconfig as Spec;
-use scaleup_apiserver::server::ApiServer;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{AgentArgs, ApiserverArgs, ClientArgs, ControllersRoleArgs, LbRoleArgs, SchedulerArgs};
-use crate::issue::{CLUSTER, serving};
+use crate::issue::serving;
+use crate::opened::Opened;
 use crate::{preflight, process, roles};
 
 /// A client from a role's kubeconfig, and the CA in it.
@@ -89,21 +88,11 @@ async fn with_metrics(
 
 /// `scaleup apiserver`
 pub async fn apiserver(args: ApiserverArgs, shutdown: CancellationToken) -> Result<()> {
-    let dir = args.data.data_dir.clone();
-    preflight::check_clock(&dir)?;
-    let _lock = preflight::DataDir::open(&dir)?;
-    let listener = preflight::bind(args.api.listen).await?;
-    let bound = listener.local_addr()?;
-    let store = roles::open_store(&args.api, &dir).await?;
-    let server = ApiServer::build(roles::apiserver(&args.api, &dir, bound), store.store.clone())?;
-    server.metrics.with_registry(process::register);
-    let url = roles::local_url(bound);
-    let admin = Spec { cluster: CLUSTER, server: &url, user: "kubernetes-admin", groups: &["system:masters"] };
-    server.ca.ensure_kubeconfig(&dir.join("kubeconfig"), &admin)?;
-    println!("The API listens at {url}; the admin's kubeconfig is {}", dir.join("kubeconfig").display());
-    let outcome = server.serve(listener, shutdown).await;
-    server.stop();
-    store.close().await;
+    let (api, listener) = Opened::open(&args.api, &args.data.data_dir).await?;
+    api.server.metrics.with_registry(process::register);
+    println!("The API listens at {}; the admin's kubeconfig is {}", api.url, api.kubeconfig.display());
+    let outcome = api.server.serve(listener, shutdown).await;
+    api.close().await;
     outcome.map_err(Into::into)
 }
 

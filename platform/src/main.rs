@@ -5,6 +5,7 @@
 mod alone;
 mod cli;
 mod issue;
+mod opened;
 mod preflight;
 mod process;
 mod roles;

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use prometheus_client::registry::Registry;
-use scaleup_apiserver::auth::pki::{Ca, Kubeconfig};
-use scaleup_apiserver::server::{ApiServer, Server};
+use scaleup_apiserver::auth::pki::Ca;
+use scaleup_apiserver::server::Server;
 use scaleup_apiserver::user::UserInfo;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
-use crate::issue::{CLUSTER, Serving};
-use crate::{alone, preflight, process, roles};
+use crate::issue::Serving;
+use crate::opened::Opened;
+use crate::{alone, process, roles};
 
 /// A role's name and how it ended.
 type Ended = (&'static str, Result<()>);
@@ -25,16 +26,8 @@ fn client(server: &Arc<Server>, user: &str, groups: &[&str]) -> kube::Client {
 /// Runs until `shutdown`, then drains role by role.
 pub async fn run(args: UpArgs, shutdown: CancellationToken) -> Result<()> {
     let dir = args.data.data_dir.clone();
-    preflight::check_clock(&dir)?;
-    let _lock = preflight::DataDir::open(&dir)?;
-    let listener = preflight::bind(args.api.listen).await?;
-    let bound = listener.local_addr()?;
-    let store = roles::open_store(&args.api, &dir).await?;
-    let server = ApiServer::build(roles::apiserver(&args.api, &dir, bound), store.store.clone())?;
-    let kubeconfig = dir.join("kubeconfig");
-    let url = roles::local_url(bound);
-    let admin = Kubeconfig { cluster: CLUSTER, server: &url, user: "kubernetes-admin", groups: &["system:masters"] };
-    server.ca.ensure_kubeconfig(&kubeconfig, &admin)?;
+    let (opened, listener) = Opened::open(&args.api, &dir).await?;
+    let server = opened.server.clone();
 
     // Roles stop before the API does, so that what they do last is still recorded.
     let (api_stop, roles_stop) = (CancellationToken::new(), CancellationToken::new());
@@ -45,7 +38,7 @@ pub async fn run(args: UpArgs, shutdown: CancellationToken) -> Result<()> {
     shutdown.run_until_cancelled(server.ready()).await;
     let outcome = match start_roles(&server, &args, &dir, &roles_stop, &mut running).await {
         Ok(()) => {
-            greet(&args, &url, &kubeconfig);
+            greet(&args, &opened.url, &opened.kubeconfig);
             alone::first_end(&shutdown, &mut running, &mut api).await
         }
         Err(error) => Err(error),
@@ -54,8 +47,7 @@ pub async fn run(args: UpArgs, shutdown: CancellationToken) -> Result<()> {
     let roles_ended = alone::drain(&mut running).await;
     api_stop.cancel();
     let api_ended = alone::drain(&mut api).await;
-    server.stop();
-    store.close().await;
+    opened.close().await;
     tracing::info!("stopped");
     outcome.and(roles_ended).and(api_ended)
 }
