@@ -38,19 +38,6 @@ fn deployment(name: &str, replicas: u32, image: &str, extra: Value) -> String {
     object.to_string()
 }
 
-async fn namespace(kubectl: &Kubectl, name: &str) -> Result<()> {
-    kubectl.ok(&format!("create namespace {name}")).await?;
-    eventually("the service account", || async {
-        Ok(kubectl.ok(&format!("-n {name} get serviceaccount default")).await.ok())
-    })
-    .await?;
-    Ok(())
-}
-
-async fn apply(kubectl: &Kubectl, namespace: &str, object: &str) -> Result<()> {
-    kubectl.ok_args(&["-n", namespace, "apply", "-f", "-"], object).await.map(|_| ())
-}
-
 async fn image(kubectl: &Kubectl, namespace: &str, name: &str) -> Result<String> {
     kubectl
         .ok(&format!("-n {namespace} get deployment {name} -o jsonpath={{.spec.template.spec.containers[0].image}}"))
@@ -60,13 +47,13 @@ async fn image(kubectl: &Kubectl, namespace: &str, name: &str) -> Result<String>
 async fn rollout_history_and_undo(cx: Cx) -> Result<()> {
     let cluster = cx.fake().await?;
     for (kubectl, ns) in [(cluster.kubectl(), "undo-new"), (cluster.old_kubectl(), "undo-old")] {
-        namespace(&kubectl, ns).await?;
-        apply(&kubectl, ns, &deployment("d", 3, "app:1", json!({}))).await?;
+        kubectl.namespace(ns).await?;
+        kubectl.apply_in(ns, &deployment("d", 3, "app:1", json!({}))).await?;
         for version in 2..=4 {
-            kubectl.ok(&format!("-n {ns} rollout status deployment/d --timeout=60s")).await?;
+            kubectl.rolled_out(ns, "d").await?;
             kubectl.ok(&format!("-n {ns} set image deployment/d c=app:{version}")).await?;
         }
-        kubectl.ok(&format!("-n {ns} rollout status deployment/d --timeout=60s")).await?;
+        kubectl.rolled_out(ns, "d").await?;
         let history = kubectl.ok(&format!("-n {ns} rollout history deployment/d")).await?;
         ensure!(["1", "2", "3", "4"].iter().all(|r| history.lines().any(|l| l.starts_with(r))), "{history}");
         ensure!(
@@ -74,10 +61,10 @@ async fn rollout_history_and_undo(cx: Cx) -> Result<()> {
             "revision 2"
         );
         kubectl.ok(&format!("-n {ns} rollout undo deployment/d")).await?;
-        kubectl.ok(&format!("-n {ns} rollout status deployment/d --timeout=60s")).await?;
+        kubectl.rolled_out(ns, "d").await?;
         ensure!(image(&kubectl, ns, "d").await? == "app:3", "undo");
         kubectl.ok(&format!("-n {ns} rollout undo deployment/d --to-revision=1")).await?;
-        kubectl.ok(&format!("-n {ns} rollout status deployment/d --timeout=60s")).await?;
+        kubectl.rolled_out(ns, "d").await?;
         ensure!(image(&kubectl, ns, "d").await? == "app:1", "undo to 1");
         let sets = kubectl.json(&format!("-n {ns} get rs")).await?;
         let running = |set: &&Value| set["spec"]["replicas"] == 3;
@@ -86,16 +73,16 @@ async fn rollout_history_and_undo(cx: Cx) -> Result<()> {
             "{sets}"
         );
         kubectl.ok(&format!("-n {ns} rollout restart deployment/d")).await?;
-        kubectl.ok(&format!("-n {ns} rollout status deployment/d --timeout=60s")).await?;
+        kubectl.rolled_out(ns, "d").await?;
     }
     Ok(())
 }
 
 async fn pause_and_resume(cx: Cx) -> Result<()> {
     let kubectl = cx.fake().await?.kubectl();
-    namespace(&kubectl, "pause").await?;
-    apply(&kubectl, "pause", &deployment("d", 2, "app:1", json!({}))).await?;
-    kubectl.ok("-n pause rollout status deployment/d --timeout=60s").await?;
+    kubectl.namespace("pause").await?;
+    kubectl.apply_in("pause", &deployment("d", 2, "app:1", json!({}))).await?;
+    kubectl.rolled_out("pause", "d").await?;
     kubectl.ok("-n pause rollout pause deployment/d").await?;
     kubectl.ok("-n pause set image deployment/d c=app:2").await?;
     kubectl.ok("-n pause scale deployment/d --replicas=4").await?;
@@ -111,7 +98,7 @@ async fn pause_and_resume(cx: Cx) -> Result<()> {
         "nothing rolled out"
     );
     kubectl.ok("-n pause rollout resume deployment/d").await?;
-    kubectl.ok("-n pause rollout status deployment/d --timeout=60s").await?;
+    kubectl.rolled_out("pause", "d").await?;
     let pods = kubectl.ok("-n pause get pods -o jsonpath={.items[*].spec.containers[0].image}").await?;
     ensure!(pods.split_whitespace().filter(|i| *i == "app:2").count() >= 4, "{pods}");
     Ok(())
@@ -119,10 +106,10 @@ async fn pause_and_resume(cx: Cx) -> Result<()> {
 
 async fn progress_deadline(cx: Cx) -> Result<()> {
     let kubectl = cx.fake().await?.kubectl();
-    namespace(&kubectl, "deadline").await?;
+    kubectl.namespace("deadline").await?;
     let impossible = json!({"progressDeadlineSeconds": 2, "template": {"metadata": {"labels": {"app": "d"}},
         "spec": {"nodeSelector": {"no": "such-node"}, "containers": [{"name": "c", "image": "app:1"}]}}});
-    apply(&kubectl, "deadline", &deployment("d", 1, "app:1", impossible)).await?;
+    kubectl.apply_in("deadline", &deployment("d", 1, "app:1", impossible)).await?;
     eventually("ProgressDeadlineExceeded", || async {
         let d = kubectl.json("-n deadline get deployment d").await?;
         let conditions = d["status"]["conditions"].as_array().cloned().unwrap_or_default();
@@ -144,11 +131,11 @@ async fn progress_deadline(cx: Cx) -> Result<()> {
 
 async fn recreate(cx: Cx) -> Result<()> {
     let kubectl = cx.fake().await?.kubectl();
-    namespace(&kubectl, "recreate").await?;
-    apply(&kubectl, "recreate", &deployment("d", 2, "app:1", json!({"strategy": {"type": "Recreate"}}))).await?;
-    kubectl.ok("-n recreate rollout status deployment/d --timeout=60s").await?;
+    kubectl.namespace("recreate").await?;
+    kubectl.apply_in("recreate", &deployment("d", 2, "app:1", json!({"strategy": {"type": "Recreate"}}))).await?;
+    kubectl.rolled_out("recreate", "d").await?;
     kubectl.ok("-n recreate set image deployment/d c=app:2").await?;
-    kubectl.ok("-n recreate rollout status deployment/d --timeout=60s").await?;
+    kubectl.rolled_out("recreate", "d").await?;
     let pods = kubectl.ok("-n recreate get pods -o jsonpath={.items[*].spec.containers[0].image}").await?;
     ensure!(pods == "app:2 app:2", "{pods}");
     Ok(())
@@ -163,10 +150,10 @@ async fn gone(kubectl: &Kubectl, line: &str) -> Result<()> {
 
 async fn garbage_collection(cx: Cx) -> Result<()> {
     let kubectl = cx.fake().await?.kubectl();
-    namespace(&kubectl, "gc").await?;
+    kubectl.namespace("gc").await?;
     for (name, policy) in [("back", "background"), ("fore", "foreground"), ("orphan", "orphan")] {
-        apply(&kubectl, "gc", &deployment(name, 2, "app:1", json!({}))).await?;
-        kubectl.ok(&format!("-n gc rollout status deployment/{name} --timeout=60s")).await?;
+        kubectl.apply_in("gc", &deployment(name, 2, "app:1", json!({}))).await?;
+        kubectl.rolled_out("gc", name).await?;
         kubectl.ok(&format!("-n gc delete deployment {name} --cascade={policy} --timeout=60s")).await?;
         if policy == "foreground" {
             let left = kubectl.ok("-n gc get rs,pods -l app=fore -o name").await?;
@@ -180,7 +167,7 @@ async fn garbage_collection(cx: Cx) -> Result<()> {
     let set = &left["items"][0];
     ensure!(set["metadata"]["ownerReferences"].is_null() && set["status"]["readyReplicas"] == 2, "orphaned: {set}");
     // An adopted one goes with its new owner.
-    apply(&kubectl, "gc", &deployment("orphan", 2, "app:1", json!({}))).await?;
+    kubectl.apply_in("gc", &deployment("orphan", 2, "app:1", json!({}))).await?;
     eventually("adopted", || async {
         let set = kubectl.json("-n gc get rs -l app=orphan").await?;
         Ok((set["items"][0]["metadata"]["ownerReferences"][0]["kind"] == "Deployment").then_some(()))
@@ -192,25 +179,15 @@ async fn garbage_collection(cx: Cx) -> Result<()> {
 
 async fn namespace_deletion(cx: Cx) -> Result<()> {
     let kubectl = cx.fake().await?.kubectl();
-    namespace(&kubectl, "doomed").await?;
-    apply(&kubectl, "doomed", &deployment("d", 2, "app:1", json!({}))).await?;
+    kubectl.namespace("doomed").await?;
+    kubectl.apply_in("doomed", &deployment("d", 2, "app:1", json!({}))).await?;
     kubectl.ok("-n doomed create configmap held --from-literal=a=b").await?;
+    let finalizers = async |list: Value| {
+        let patch = json!({"metadata": {"finalizers": list}}).to_string();
+        kubectl.ok_args(&["-n", "doomed", "patch", "configmap", "held", "--type=merge", "-p", &patch], "").await
+    };
     kubectl.ok("-n doomed create service clusterip s --tcp=80").await?;
-    kubectl
-        .ok_args(
-            &[
-                "-n",
-                "doomed",
-                "patch",
-                "configmap",
-                "held",
-                "--type=merge",
-                "-p",
-                r#"{"metadata":{"finalizers":["example.com/hold"]}}"#,
-            ],
-            "",
-        )
-        .await?;
+    finalizers(json!(["example.com/hold"])).await?;
     kubectl.ok("delete namespace doomed --wait=false").await?;
     eventually("only the held object is left", || async {
         let phase = kubectl.ok("get namespace doomed -o jsonpath={.status.phase}").await?;
@@ -227,21 +204,7 @@ async fn namespace_deletion(cx: Cx) -> Result<()> {
             .then_some(()))
     })
     .await?;
-    kubectl
-        .ok_args(
-            &[
-                "-n",
-                "doomed",
-                "patch",
-                "configmap",
-                "held",
-                "--type=merge",
-                "-p",
-                r#"{"metadata":{"finalizers":null}}"#,
-            ],
-            "",
-        )
-        .await?;
+    finalizers(Value::Null).await?;
     eventually("gone", || async { Ok(kubectl.fails("get namespace doomed").await.ok()) }).await?;
     ensure!(kubectl.fails("delete namespace default").await?.contains("forbidden"), "default stays");
     Ok(())
@@ -249,8 +212,8 @@ async fn namespace_deletion(cx: Cx) -> Result<()> {
 
 async fn endpoints_follow_pods(cx: Cx) -> Result<()> {
     let kubectl = cx.fake().await?.kubectl();
-    namespace(&kubectl, "endpoints").await?;
-    apply(&kubectl, "endpoints", &deployment("d", 3, "app:1", json!({}))).await?;
+    kubectl.namespace("endpoints").await?;
+    kubectl.apply_in("endpoints", &deployment("d", 3, "app:1", json!({}))).await?;
     kubectl.ok("-n endpoints expose deployment d --port=80 --target-port=http").await?;
     let slices = || async {
         let all = kubectl.json("-n endpoints get endpointslices -l kubernetes.io/service-name=d").await?;
@@ -289,7 +252,7 @@ async fn endpoints_follow_pods(cx: Cx) -> Result<()> {
 
 async fn service_accounts_and_root_ca(cx: Cx) -> Result<()> {
     let kubectl = cx.fake().await?.kubectl();
-    namespace(&kubectl, "accounts").await?;
+    kubectl.namespace("accounts").await?;
     eventually("kube-root-ca.crt", || async {
         let ca = kubectl.ok("-n accounts get configmap kube-root-ca.crt -o jsonpath={.data.ca\\.crt}").await?;
         Ok(ca.contains("BEGIN CERTIFICATE").then_some(()))
@@ -310,7 +273,7 @@ async fn service_accounts_and_root_ca(cx: Cx) -> Result<()> {
 
 async fn scheduling_and_why_not(cx: Cx) -> Result<()> {
     let kubectl = cx.fake().await?.kubectl();
-    namespace(&kubectl, "sched").await?;
+    kubectl.namespace("sched").await?;
     let pod = |name: &str, spec: Value| {
         let mut object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "app:1"}]}});
         if let (Some(into), Some(spec)) = (object["spec"].as_object_mut(), spec.as_object()) {
@@ -323,7 +286,7 @@ async fn scheduling_and_why_not(cx: Cx) -> Result<()> {
         ("huge", json!({"containers": huge}), "0/1 nodes are available: 1 Insufficient cpu."),
         ("elsewhere", json!({"nodeSelector": {"no": "such"}}), "node(s) didn't match Pod's node affinity/selector"),
     ] {
-        apply(&kubectl, "sched", &pod(name, spec)).await?;
+        kubectl.apply_in("sched", &pod(name, spec)).await?;
         eventually(why, || async {
             let events = kubectl.ok(&format!("-n sched get events --field-selector involvedObject.name={name},reason=FailedScheduling -o jsonpath={{.items[*].message}}")).await?;
             Ok(events.contains(why).then_some(()))
@@ -342,11 +305,11 @@ async fn scheduling_and_why_not(cx: Cx) -> Result<()> {
 
 async fn one_bad_pod_blocks_nobody(cx: Cx) -> Result<()> {
     let kubectl = cx.fake().await?.kubectl();
-    namespace(&kubectl, "bad-pod").await?;
+    kubectl.namespace("bad-pod").await?;
     let huge = json!({"template": {"metadata": {"labels": {"app": "huge"}}, "spec": {"containers": [{"name": "c", "image": "app:1", "resources": {"requests": {"memory": "1000Ti"}}}]}}});
-    apply(&kubectl, "bad-pod", &deployment("huge", 20, "app:1", huge)).await?;
-    apply(&kubectl, "bad-pod", &deployment("good", 20, "app:1", json!({}))).await?;
-    kubectl.ok("-n bad-pod rollout status deployment/good --timeout=60s").await?;
+    kubectl.apply_in("bad-pod", &deployment("huge", 20, "app:1", huge)).await?;
+    kubectl.apply_in("bad-pod", &deployment("good", 20, "app:1", json!({}))).await?;
+    kubectl.rolled_out("bad-pod", "good").await?;
     kubectl.ok("delete namespace bad-pod --timeout=60s").await?;
     Ok(())
 }

@@ -45,17 +45,8 @@ fn pod(name: &str, script: &str, spec: Value, container: Value) -> Result<Value>
     Ok(object)
 }
 
-async fn namespace(kubectl: &Kubectl, name: &str) -> Result<()> {
-    kubectl.ok(&format!("create namespace {name}")).await?;
-    eventually("the service account", || async {
-        Ok(kubectl.ok(&format!("-n {name} get serviceaccount default")).await.ok())
-    })
-    .await?;
-    Ok(())
-}
-
 async fn apply(kubectl: &Kubectl, ns: &str, object: &Value) -> Result<()> {
-    kubectl.ok_args(&["-n", ns, "apply", "-f", "-"], &object.to_string()).await.map(|_| ())
+    kubectl.apply_in(ns, &object.to_string()).await
 }
 
 async fn ready(kubectl: &Kubectl, ns: &str, name: &str) -> Result<()> {
@@ -77,7 +68,7 @@ async fn finished(kubectl: &Kubectl, ns: &str, name: &str, phase: &str) -> Resul
 async fn environment_and_volumes(cx: Cx) -> Result<()> {
     let kubectl = cx.docker().await?.kubectl();
     let ns = "node-env";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     kubectl
         .ok(&format!("-n {ns} create configmap cm --from-literal=K=from-map --from-literal=file.txt=content"))
         .await?;
@@ -123,7 +114,7 @@ async fn environment_and_volumes(cx: Cx) -> Result<()> {
 async fn configuration_updates_reach_files(cx: Cx) -> Result<()> {
     let kubectl = cx.docker().await?.kubectl();
     let ns = "node-update";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     kubectl.ok(&format!("-n {ns} create configmap cm --from-literal=f=one")).await?;
     let spec = json!({"volumes": [{"name": "v", "configMap": {"name": "cm"}}]});
     apply(&kubectl, ns, &pod("p", "sleep 3600", spec, json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}))?)
@@ -140,7 +131,7 @@ async fn configuration_updates_reach_files(cx: Cx) -> Result<()> {
 async fn init_containers_and_completion(cx: Cx) -> Result<()> {
     let kubectl = cx.docker().await?.kubectl();
     let ns = "node-init";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     let image = demo_image("v1")?;
     let mount = json!([{"name": "v", "mountPath": "/v"}]);
     let init = |name: &str| json!({"name": name, "image": image, "command": ["sh", "-c", format!("echo {name} >> /v/order")], "volumeMounts": mount});
@@ -170,7 +161,7 @@ async fn init_containers_and_completion(cx: Cx) -> Result<()> {
 async fn restart_policy_and_backoff(cx: Cx) -> Result<()> {
     let kubectl = cx.docker().await?.kubectl();
     let ns = "node-restart";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     apply(&kubectl, ns, &pod("p", "echo run; exit 1", json!({}), json!({}))?).await?;
     eventually("CrashLoopBackOff", || async {
         let status = kubectl.json(&format!("-n {ns} get pod p")).await?["status"]["containerStatuses"][0].clone();
@@ -189,7 +180,7 @@ async fn restart_policy_and_backoff(cx: Cx) -> Result<()> {
 async fn probes(cx: Cx) -> Result<()> {
     let kubectl = cx.docker().await?.kubectl();
     let ns = "node-probes";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     let exec = |path: &str| json!({"exec": {"command": ["cat", path]}, "periodSeconds": 1, "failureThreshold": 1});
     apply(
         &kubectl,
@@ -255,7 +246,7 @@ async fn logs(cx: Cx) -> Result<()> {
     let cluster = cx.docker().await?;
     let kubectl = cluster.kubectl();
     let ns = "node-logs";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     let image = demo_image("v1")?;
     let mut two = pod(
         "p",
@@ -317,7 +308,7 @@ async fn logs(cx: Cx) -> Result<()> {
 async fn exec(cx: Cx) -> Result<()> {
     let kubectl = cx.docker().await?.kubectl();
     let ns = "node-exec";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     apply(&kubectl, ns, &pod("p", "sleep 3600", json!({}), json!({}))?).await?;
     ready(&kubectl, ns, "p").await?;
     ensure!(sh(&kubectl, ns, "p", "echo out; echo err >&2").await? == "out", "stdout apart from stderr");
@@ -343,7 +334,7 @@ async fn attach(cx: Cx) -> Result<()> {
     use tokio::io::{AsyncBufReadExt, BufReader};
     let kubectl = cx.docker().await?.kubectl();
     let ns = "node-attach";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     apply(
         &kubectl,
         ns,
@@ -373,7 +364,7 @@ async fn inspect(kubectl: &Kubectl, ns: &str, name: &str) -> Result<Value> {
 async fn resources_and_security(cx: Cx) -> Result<()> {
     let kubectl = cx.docker().await?.kubectl();
     let ns = "node-limits";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     let container = json!({"resources": {"requests": {"cpu": "250m", "memory": "32Mi"}, "limits": {"cpu": "500m", "memory": "64Mi"}},
         "securityContext": {"runAsUser": 1000, "runAsGroup": 2000, "readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}});
     apply(&kubectl, ns, &pod("p", "sleep 3600", json!({}), container)?).await?;
@@ -408,7 +399,7 @@ async fn resources_and_security(cx: Cx) -> Result<()> {
 async fn missing_configuration(cx: Cx) -> Result<()> {
     let kubectl = cx.docker().await?.kubectl();
     let ns = "node-missing";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     let container = json!({"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "later", "key": "a"}}}]});
     apply(&kubectl, ns, &pod("p", "sleep 3600", json!({}), container)?).await?;
     eventually("CreateContainerConfigError", || async {
@@ -431,7 +422,7 @@ async fn termination(cx: Cx) -> Result<()> {
     let cluster = cx.docker().await?;
     let kubectl = cluster.kubectl();
     let ns = "node-term";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     let spec = json!({"terminationGracePeriodSeconds": 20, "volumes": [{"name": "v", "hostPath": {"path": cluster.dir.path().join("term"), "type": "DirectoryOrCreate"}}]});
     let container = json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}], "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", "echo hook >> /v/order"]}}}});
     let script = "trap 'echo term >> /v/order; exit 0' TERM; while true; do sleep 0.1; done";
@@ -481,7 +472,7 @@ async fn service_account_token_is_mounted(cx: Cx) -> Result<()> {
     let cluster = cx.docker().await?;
     let kubectl = cluster.kubectl();
     let ns = "node-token";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     apply(&kubectl, ns, &pod("p", "sleep 3600", json!({}), json!({}))?).await?;
     ready(&kubectl, ns, "p").await?;
     let base = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -532,7 +523,7 @@ async fn host_network_and_host_path(cx: Cx) -> Result<()> {
     let cluster = cx.docker().await?;
     let kubectl = cluster.kubectl();
     let ns = "node-host";
-    namespace(&kubectl, ns).await?;
+    kubectl.namespace(ns).await?;
     let port = scaleup_tests::cluster::free_port()?;
     let container = json!({"command": ["/bin/web"], "env": [{"name": "PORT", "value": port.to_string()}]});
     apply(&kubectl, ns, &pod("p", "", json!({"hostNetwork": true}), container)?).await?;

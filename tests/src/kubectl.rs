@@ -110,6 +110,23 @@ impl Kubectl {
         self.ok_args(&["apply", "-f", "-"], manifest).await
     }
 
+    /// Makes a namespace, and waits for the account that its pods need.
+    pub async fn namespace(&self, name: &str) -> Result<()> {
+        self.ok(&format!("create namespace {name}")).await?;
+        let account = format!("-n {name} get serviceaccount default");
+        crate::eventually("the service account", || async { Ok(self.ok(&account).await.ok()) }).await.map(|_| ())
+    }
+
+    /// Applies an object in a namespace.
+    pub async fn apply_in(&self, namespace: &str, object: &str) -> Result<()> {
+        self.ok_args(&["-n", namespace, "apply", "-f", "-"], object).await.map(|_| ())
+    }
+
+    /// Waits until a Deployment is rolled out.
+    pub async fn rolled_out(&self, namespace: &str, deployment: &str) -> Result<()> {
+        self.ok(&format!("-n {namespace} rollout status deployment/{deployment} --timeout=60s")).await.map(|_| ())
+    }
+
     /// `kubectl get … -o json`
     pub async fn json(&self, line: &str) -> Result<Value> {
         Ok(serde_json::from_str(&self.ok(&format!("{line} -o json")).await?)?)
