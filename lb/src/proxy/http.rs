@@ -3,29 +3,30 @@
 //! Retries: an endpoint that cannot be connected to is replaced by the next one. A request whose connection closed
 //! before any byte of a response is sent again when nothing of it was sent, or when it is idempotent and has no body.
 //! Nothing else is ever sent twice.
+//!
+//! Timeouts: a connection has one timer, moved only when it fires. What moves per request is a plain deadline.
 
-use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Uri, request};
-use hyper::body::{Body, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::StatusCode;
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use super::body::{Meter, Record, RequestBody, ResponseBody};
-use super::check::{self, Client, Reject};
+use super::buffer::{Buffer, SMALL};
 use super::drain::{Drain, Phase};
-use super::guard::{Guarded, Verdict};
-use super::pool::Upstream;
+use super::exchange::{Broke, ClientSide, Done, EndpointSide, Job};
+use super::pool::{ConnectError, Upstream};
+use super::record::Record;
+use super::request::{self, Client, Framing, Parsed, Reject, Request};
+use super::response::Answer;
 use super::tunnel;
 use super::worker::Worker;
 use crate::backend::{Backend, BackendCell, EndpointState, Tried};
@@ -33,119 +34,360 @@ use crate::stats::add;
 
 /// Attempts per request, stale pooled connections included.
 const MAX_ATTEMPTS: u32 = 8;
-/// Largest buffer hyper keeps per client connection in bytes: what a slow reader or writer can make us hold.
-const MAX_BUFFER: usize = 128 * 1024;
+/// How long, and for how many bytes, a client may go on sending after we refused what it sends: closing at once would
+/// reset the connection and take our answer with it.
+const LINGER_TIME: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1024 * 1024;
 
 /// A client connection.
-struct Conn {
+pub(crate) struct Conn<'s> {
     worker: Rc<Worker>,
     cell: Arc<BackendCell>,
     drain: Rc<Drain>,
     peer: IpAddr,
     client: Client,
-    verdict: Verdict,
+    pub reader: ReadHalf<'s>,
+    pub writer: WriteHalf<'s>,
+    /// Received and not yet used.
+    pub input: Buffer,
+    /// The request's head as it goes upstream; kept until there is a response, to send it again.
+    head: Vec<u8>,
+    /// The response's head as it goes to the client.
+    pub reply: Vec<u8>,
     /// Requests seen so far.
-    requests: Cell<u64>,
-    /// Header fields of the request in flight, kept to send it again; reused, so that keeping them allocates nothing.
-    kept: RefCell<Vec<(HeaderName, HeaderValue)>>,
+    requests: u64,
+}
+
+/// What becomes of a connection after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// It waits for the next one.
+    Next,
+    /// It is closed once the client has seen everything.
+    Close,
+    /// It is closed at once.
+    Drop,
+    /// It is reset, so that the client sees that the response is incomplete.
+    Reset,
 }
 
 /// Serves a client connection until either side closes it or the listener's drain ends it.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
-    stream: TcpStream,
+    mut stream: TcpStream,
     peer: SocketAddr,
     cell: Arc<BackendCell>,
     drain: Rc<Drain>,
 ) {
-    let config = worker.config.clone();
-    let verdict = Verdict::default();
-    let io = TokioIo::new(Guarded::new(stream, verdict.clone()));
-    let ip = peer.ip().to_canonical();
-    let conn = Rc::new(Conn {
-        cell,
-        drain: drain.clone(),
-        peer: ip,
-        client: client(ip, config.trust_forwarded_headers),
-        verdict,
-        requests: Cell::new(0),
-        kept: RefCell::default(),
-        worker,
-    });
-    let service = service_fn(move |request| {
-        let conn = conn.clone();
-        async move { Ok::<_, Infallible>(handle(&conn, request).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(config.header_read_timeout)
-        .max_headers(config.max_header_count)
-        .max_header_size(config.max_header_bytes)
-        .max_buf_size(MAX_BUFFER)
-        .serve_connection(io, service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
+    let timeout = worker.config.header_read_timeout;
+    let deadline = Cell::new(Some(Instant::now() + timeout));
+    let work = async {
+        let after = {
+            let (reader, writer) = stream.split();
+            let peer = peer.ip().to_canonical();
+            let mut conn = Conn {
+                client: client(peer, worker.config.trust_forwarded_headers),
+                drain: drain.clone(),
+                input: Buffer::default(),
+                head: Vec::new(),
+                reply: Vec::new(),
+                requests: 0,
+                worker: worker.clone(),
+                cell,
+                peer,
+                reader,
+                writer,
+            };
+            conn.run(&deadline).await
+        };
+        if after == After::Reset {
+            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        }
+    };
+    let mut work = pin!(work);
+    let mut timer = pin!(tokio::time::sleep(timeout));
     let (mut draining, mut aborting) = (pin!(drain.reached(Phase::Draining)), pin!(drain.reached(Phase::Aborting)));
-    let (mut registered, mut graceful) = (false, false);
+    let mut registered = false;
     std::future::poll_fn(|cx| {
-        // Polled once to register this task, then only when there is news: a request costs one comparison here.
+        // Polled once to register this task, then only when there is news: a request costs two comparisons here.
         if !registered || drain.phase() != Phase::Serving {
-            registered = true;
-            if !graceful && draining.as_mut().poll(cx).is_ready() {
-                graceful = true;
-                connection.as_mut().graceful_shutdown();
-            }
+            // The request loop looks at the phase itself.
+            let _ = drain.phase() < Phase::Draining && draining.as_mut().poll(cx).is_ready();
             if aborting.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
         }
-        connection.as_mut().poll(cx).map(|result| {
-            if let Err(error) = result {
-                tracing::trace!(%error, %peer, "client connection ended");
+        if !registered || timer.is_elapsed() {
+            while timer.as_mut().poll(cx).is_ready() {
+                let (now, due) = (Instant::now(), deadline.get());
+                if due.is_some_and(|due| due <= now) {
+                    tracing::trace!(%peer, "no request in time");
+                    return Poll::Ready(());
+                }
+                timer.as_mut().reset(due.unwrap_or(now + timeout).into());
             }
-        })
+        }
+        registered = true;
+        work.as_mut().poll(cx)
     })
     .await;
 }
 
 fn client(ip: IpAddr, trusted: bool) -> Client {
-    let text = ip.to_string();
-    let node = if ip.is_ipv6() { format!("\"[{text}]\"") } else { text.clone() };
-    let address = HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("unknown"));
+    let address = ip.to_string();
+    let node = if ip.is_ipv6() { format!("\"[{address}]\"") } else { address.clone() };
     Client { address, node, trusted }
 }
 
-async fn handle(conn: &Rc<Conn>, mut request: Request<Incoming>) -> Response<ResponseBody> {
-    let number = conn.requests.get() + 1;
-    conn.requests.set(number);
-    let backend = conn.cell.load_full();
-    let record = Record::start(conn.worker.clone(), backend.clone());
-    let config = &conn.worker.config;
-    if conn.verdict.refuses(number) {
-        let reason = "the request's framing is ambiguous";
-        return refuse(Reject { status: StatusCode::BAD_REQUEST, reason }, record);
+impl Conn<'_> {
+    async fn run(&mut self, deadline: &Cell<Option<Instant>>) -> After {
+        let timeout = self.worker.config.header_read_timeout;
+        loop {
+            let Some(parsed) = self.next_head().await else { return After::Drop };
+            deadline.set(None);
+            let record = Record::start(self.worker.clone(), self.cell.load_full());
+            self.requests += 1;
+            let after = match &parsed {
+                Parsed::Complete(request) => {
+                    self.input.consume(request.length);
+                    self.serve_request(request, &record).await
+                }
+                Parsed::Refused(reject) => self.refuse(*reject, &record).await,
+                Parsed::Http2 | Parsed::Partial => After::Drop,
+            };
+            let now = record.finish();
+            match after {
+                After::Next => deadline.set(Some(now + timeout)),
+                After::Close => {
+                    self.linger().await;
+                    return After::Drop;
+                }
+                After::Drop | After::Reset => return after,
+            }
+            self.input.release(&self.worker.stock);
+            if self.reply.capacity() > SMALL {
+                // It carried a chunked body.
+                self.reply = Vec::new();
+            }
+        }
     }
-    let upgrade = check::wants_upgrade(request.headers()) && request.body().is_end_stream();
-    let on_upgrade = upgrade.then(|| hyper::upgrade::on(&mut request));
-    let (mut head, body) = request.into_parts();
-    if let Err(reject) = check::check_request(&head, config.max_uri_bytes) {
-        return refuse(reject, record);
-    }
-    let fallback_host = if head.headers.contains_key(header::HOST) { None } else { service_host(&backend) };
-    head.extensions.clear();
-    check::to_upstream(&mut head, &conn.client, upgrade, fallback_host.as_ref().unwrap_or(&EMPTY));
-    let mut response = forward(conn, head, body, on_upgrade, record).await;
-    if number >= config.max_requests_per_connection || conn.drain.phase() != Phase::Serving {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
-}
 
-static EMPTY: HeaderValue = HeaderValue::from_static("");
+    /// Waits for a whole head and parses it; `None` when there will be none.
+    async fn next_head(&mut self) -> Option<Parsed> {
+        let mut seen = 0;
+        loop {
+            // Empty lines before a request line are tolerated (RFC 9112 §2.2).
+            while self.input.bytes().starts_with(b"\r\n") {
+                self.input.consume(2);
+                seen = 0;
+            }
+            let bytes = self.input.bytes();
+            let config = &self.worker.config;
+            // A head that comes byte by byte is parsed once per line.
+            if bytes[seen..].contains(&b'\n') || bytes.len() >= config.max_header_bytes {
+                let fallback_host = || {
+                    let service = &self.cell.load().service;
+                    format!("{}.{}", service.name, service.namespace)
+                };
+                match request::parse(bytes, config, &self.client, fallback_host, &mut self.head) {
+                    Parsed::Partial => {}
+                    parsed => return Some(parsed),
+                }
+            }
+            seen = bytes.len();
+            let filled = std::future::poll_fn(|cx| {
+                if self.input.is_empty() && self.drain.phase() != Phase::Serving {
+                    return Poll::Ready(None);
+                }
+                let filled = self.input.poll_fill(&mut self.reader, &self.worker.stock, SMALL, cx);
+                filled.map(|filled| filled.ok().filter(|read| *read > 0))
+            });
+            filled.await?;
+        }
+    }
 
-/// A Host for HTTP/1.0 requests without one.
-fn service_host(backend: &Backend) -> Option<HeaderValue> {
-    HeaderValue::from_str(&format!("{}.{}", backend.service.name, backend.service.namespace)).ok()
+    /// Answers a request that is not forwarded, and closes the connection: what follows it cannot be trusted.
+    async fn refuse(&mut self, reject: Reject, record: &Record) -> After {
+        let text = format!("{}: {}\n", reject.status.as_u16(), reject.reason);
+        self.answer(reject.status, &text, None, true, record).await
+    }
+
+    async fn fail(&mut self, failure: Failure, request: &Request, record: &Record) -> After {
+        let (status, text) = failure.status_and_text();
+        let service = &record.backend.service;
+        let text = format!("{}: service {service} {text}\n", status.as_u16());
+        // A body that nobody takes would be read as the next request.
+        let close = self.must_close(request) || request.framing != Framing::None;
+        self.answer(status, &text, Some(request), close, record).await
+    }
+
+    async fn answer(
+        &mut self,
+        status: StatusCode,
+        text: &str,
+        request: Option<&Request>,
+        close: bool,
+        record: &Record,
+    ) -> After {
+        record.answered(status);
+        let (http10, is_head) = request.map_or((false, false), |request| (request.http10, request.is_head));
+        Answer { status, text, http10, is_head, close, date: http_date }.write(&mut self.reply);
+        if self.writer.write_all(&self.reply).await.is_err() {
+            return After::Drop;
+        }
+        record.sent(if is_head { 0 } else { text.len() as u64 });
+        if close { After::Close } else { After::Next }
+    }
+
+    fn must_close(&self, request: &Request) -> bool {
+        !request.keep_alive
+            || self.requests >= self.worker.config.max_requests_per_connection
+            || self.drain.phase() != Phase::Serving
+    }
+
+    /// Sends the request to an endpoint, or another, until a response has been delivered.
+    async fn serve_request(&mut self, request: &Request, record: &Record) -> After {
+        let backend = &*record.backend;
+        let stats = backend.stats.shard(self.worker.index);
+        let mut tried = Tried::default();
+        let mut failure = Failure::NoEndpoints;
+        let mut continued = !request.expects_continue;
+        for attempt in 0..MAX_ATTEMPTS {
+            let Some((index, endpoint)) = backend.pick(self.peer, tried) else { break };
+            if attempt > 0 {
+                add(&stats.retries, 1);
+            }
+            let (upstream, pooled) = match self.checkout(backend, endpoint, record.started).await {
+                Ok(found) => found,
+                Err(error) => {
+                    failure = error;
+                    tried.insert(index);
+                    continue;
+                }
+            };
+            if !continued {
+                continued = true;
+                if self.input.is_empty() && self.writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
+                    return After::Drop;
+                }
+            }
+            record.sent_to(endpoint);
+            let broke = match self.exchange(request, upstream, record).await {
+                Ok(after) => return after,
+                Err(broke) => broke,
+            };
+            if pooled && matches!(broke, Broke::Unsent | Broke::Endpoint) {
+                // It was closed while idle, and so perhaps were the others; the endpoint itself may be well.
+                self.worker.pool.borrow_mut().forget(endpoint);
+            } else {
+                tried.insert(index);
+            }
+            let again = request.idempotent && request.framing == Framing::None;
+            failure = match broke {
+                Broke::Unsent => Failure::Broken,
+                Broke::Endpoint if again => Failure::Broken,
+                Broke::Endpoint => return self.fail(Failure::Broken, request, record).await,
+                Broke::Malformed => return self.fail(Failure::Malformed, request, record).await,
+                Broke::Timeout => return self.fail(Failure::ResponseTimeout, request, record).await,
+                Broke::BadBody => {
+                    let reason = "the request's chunked body is malformed";
+                    return self.refuse(Reject { status: StatusCode::BAD_REQUEST, reason }, record).await;
+                }
+                Broke::Client => return After::Drop,
+                Broke::Midway => return After::Reset,
+            };
+        }
+        self.fail(failure, request, record).await
+    }
+
+    /// One attempt on one connection, which goes back to the pool afterwards if it can.
+    async fn exchange(&mut self, request: &Request, mut upstream: Upstream, record: &Record) -> Result<After, Broke> {
+        let worker = self.worker.clone();
+        let job = Job {
+            request,
+            head: &self.head,
+            close: self.must_close(request),
+            date: http_date,
+            header_timeout: worker.config.response_header_timeout,
+            stock: &worker.stock,
+        };
+        let client = ClientSide {
+            reader: &mut self.reader,
+            writer: &mut self.writer,
+            input: &mut self.input,
+            reply: &mut self.reply,
+        };
+        let (reader, writer) = upstream.stream.split();
+        let endpoint = EndpointSide { reader, writer, input: &mut upstream.input, large: &mut upstream.large };
+        let Done { response, sent_all } = job.run(client, endpoint, record).await?;
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            if !request.upgrade {
+                // Nobody asked for another protocol; what follows on that connection is not HTTP.
+                return Err(Broke::Malformed);
+            }
+            tunnel::join(self, upstream, record).await;
+            return Ok(After::Drop);
+        }
+        upstream.input.release(&worker.stock);
+        if response.reusable && sent_all {
+            worker.pool.borrow_mut().put(upstream, Instant::now());
+        }
+        Ok(match (response.close, sent_all && self.input.is_empty()) {
+            (false, _) => After::Next,
+            (true, true) => After::Drop,
+            (true, false) => After::Close,
+        })
+    }
+
+    /// A connection to `endpoint` and whether it comes from the pool.
+    async fn checkout(
+        &self,
+        backend: &Backend,
+        endpoint: &Arc<EndpointState>,
+        now: Instant,
+    ) -> Result<(Upstream, bool), Failure> {
+        let stats = backend.stats.shard(self.worker.index);
+        let pooled = self.worker.pool.borrow_mut().take(endpoint, now);
+        if let Some(upstream) = pooled {
+            add(&stats.upstream_reused, 1);
+            return Ok((upstream, true));
+        }
+        match Upstream::connect(endpoint, self.worker.config.connect_timeout).await {
+            Ok(upstream) => {
+                endpoint.mark_healthy();
+                add(&stats.upstream_opened, 1);
+                Ok((upstream, false))
+            }
+            Err(error) => {
+                endpoint.mark_suspect();
+                add(&stats.connect_failures, 1);
+                tracing::debug!(service = %backend.service, endpoint = %endpoint.addr, %error, "endpoint is unreachable");
+                Err(match error {
+                    ConnectError::Timeout => Failure::ConnectTimeout,
+                    ConnectError::Io(_) => Failure::Unreachable,
+                })
+            }
+        }
+    }
+
+    /// Says that we are done and lets the client finish what it is sending, within bounds.
+    async fn linger(&mut self) {
+        let goodbye = async {
+            self.writer.shutdown().await.ok()?;
+            let mut left = LINGER_BYTES;
+            while left > 0 {
+                self.input.consume(usize::MAX);
+                let read = self.input.fill(&mut self.reader, &self.worker.stock, SMALL).await.ok()?;
+                left = left.saturating_sub(read.max(1));
+                if read == 0 {
+                    break;
+                }
+            }
+            Some(())
+        };
+        // However it ends, the connection is closed next.
+        let _ = tokio::time::timeout(LINGER_TIME, goodbye).await;
+    }
 }
 
 /// Why a request could not be answered by any endpoint.
@@ -172,190 +414,9 @@ impl Failure {
     }
 }
 
-/// Sends the request to an endpoint, or another, and returns the response.
-async fn forward(
-    conn: &Conn,
-    head: request::Parts,
-    body: Incoming,
-    on_upgrade: Option<OnUpgrade>,
-    mut record: Record,
-) -> Response<ResponseBody> {
-    let thread = conn.worker.index;
-    let backend = record.backend.clone();
-    let stats = backend.stats.shard(thread);
-    let replay = Replay::keep(conn, &head, &body);
-    let body = if body.is_end_stream() {
-        RequestBody::Empty
-    } else {
-        RequestBody::Stream { body, meter: Meter { backend: backend.clone(), endpoint: None, thread } }
-    };
-    let mut request = Request::from_parts(head, body);
-    let mut tried = Tried::default();
-    let mut failure = Failure::NoEndpoints;
-    for attempt in 0..MAX_ATTEMPTS {
-        let Some((index, endpoint)) = backend.pick(conn.peer, tried) else { break };
-        if attempt > 0 {
-            add(&stats.retries, 1);
-        }
-        let (mut upstream, pooled) = match checkout(conn, &backend, endpoint).await {
-            Ok(found) => found,
-            Err(error) => {
-                failure = error;
-                tried.insert(index);
-                continue;
-            }
-        };
-        record.sent_to(endpoint);
-        request.body_mut().assign(endpoint);
-        let error = match exchange(conn, &mut upstream, request).await {
-            Ok(response) => return respond(conn, response, upstream, on_upgrade, record),
-            Err(error) => error,
-        };
-        if pooled {
-            // It was closed while idle, and so perhaps were the others; the endpoint itself may be well.
-            conn.worker.pool.borrow_mut().forget(endpoint);
-        } else {
-            tried.insert(index);
-        }
-        request = match (error, &replay) {
-            (ExchangeFailure::Unsent(unsent), _) => *unsent,
-            (ExchangeFailure::Failed(Failure::Broken), Some(replay)) => replay.request(conn),
-            (ExchangeFailure::Failed(error), _) => return fail(error, record),
-        };
-        failure = Failure::Broken;
-    }
-    fail(failure, record)
-}
-
-/// A connection to `endpoint` and whether it comes from the pool.
-async fn checkout(
-    conn: &Conn,
-    backend: &Backend,
-    endpoint: &Arc<EndpointState>,
-) -> Result<(Box<Upstream>, bool), Failure> {
-    let stats = backend.stats.shard(conn.worker.index);
-    let pooled = conn.worker.pool.borrow_mut().take(endpoint);
-    if let Some(upstream) = pooled {
-        add(&stats.upstream_reused, 1);
-        return Ok((upstream, true));
-    }
-    match Upstream::connect(endpoint, conn.worker.config.connect_timeout).await {
-        Ok(upstream) => {
-            endpoint.mark_healthy();
-            add(&stats.upstream_opened, 1);
-            Ok((upstream, false))
-        }
-        Err(error) => {
-            endpoint.mark_suspect();
-            add(&stats.connect_failures, 1);
-            tracing::debug!(service = %backend.service, endpoint = %endpoint.addr, %error, "endpoint is unreachable");
-            Err(match error {
-                super::pool::ConnectError::Timeout => Failure::ConnectTimeout,
-                _ => Failure::Unreachable,
-            })
-        }
-    }
-}
-
-enum ExchangeFailure {
-    /// Nothing was sent; here is the request back.
-    Unsent(Box<Request<RequestBody>>),
-    Failed(Failure),
-}
-
-async fn exchange(
-    conn: &Conn,
-    upstream: &mut Upstream,
-    request: Request<RequestBody>,
-) -> Result<Response<Incoming>, ExchangeFailure> {
-    let exchange = upstream.exchange(request);
-    let result = match conn.worker.config.response_header_timeout {
-        None => exchange.await,
-        Some(timeout) => match tokio::time::timeout(timeout, exchange).await {
-            Ok(result) => result,
-            Err(_) => return Err(ExchangeFailure::Failed(Failure::ResponseTimeout)),
-        },
-    };
-    result.map_err(|error| match error.unsent {
-        Some(request) => ExchangeFailure::Unsent(request),
-        None if error.malformed => ExchangeFailure::Failed(Failure::Malformed),
-        None => ExchangeFailure::Failed(Failure::Broken),
-    })
-}
-
-/// What is needed to send a request again: only kept for requests that may be.
-struct Replay {
-    method: Method,
-    uri: Uri,
-}
-
-impl Replay {
-    fn keep(conn: &Conn, head: &request::Parts, body: &Incoming) -> Option<Self> {
-        if !body.is_end_stream() || !check::is_idempotent(&head.method) {
-            return None;
-        }
-        let mut kept = conn.kept.borrow_mut();
-        kept.clear();
-        kept.extend(head.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        Some(Self { method: head.method.clone(), uri: head.uri.clone() })
-    }
-
-    fn request(&self, conn: &Conn) -> Request<RequestBody> {
-        let mut request = Request::new(RequestBody::Empty);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        for (name, value) in conn.kept.borrow().iter() {
-            request.headers_mut().append(name, value.clone());
-        }
-        request
-    }
-}
-
-/// An endpoint's response as the client gets it.
-fn respond(
-    conn: &Conn,
-    response: Response<Incoming>,
-    upstream: Box<Upstream>,
-    on_upgrade: Option<OnUpgrade>,
-    mut record: Record,
-) -> Response<ResponseBody> {
-    let (mut head, body) = response.into_parts();
-    head.extensions.clear();
-    head.version = http::Version::HTTP_11;
-    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
-    check::to_client(&mut head.headers, switched);
-    if !switched {
-        record.answered(head.status);
-        return Response::from_parts(head, ResponseBody::upstream(body, upstream, record));
-    }
-    let Some(on_upgrade) = on_upgrade else {
-        // Nobody asked for another protocol; what follows on that connection is not HTTP.
-        return fail(Failure::Malformed, record);
-    };
-    record.answered(head.status);
-    tunnel::spawn(on_upgrade, upstream, record, conn.drain.clone());
-    Response::from_parts(head, ResponseBody::Empty)
-}
-
-fn fail(failure: Failure, record: Record) -> Response<ResponseBody> {
-    let (status, text) = failure.status_and_text();
-    let service = &record.backend.service;
-    let text = format!("{}: service {service} {text}\n", status.as_u16());
-    text_response(status, text, record)
-}
-
-/// Answers a request that is not forwarded, and closes the connection: what follows it cannot be trusted.
-fn refuse(reject: Reject, record: Record) -> Response<ResponseBody> {
-    let text = format!("{}: {}\n", reject.status.as_u16(), reject.reason);
-    let mut response = text_response(reject.status, text, record);
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
-}
-
-fn text_response(status: StatusCode, text: String, mut record: Record) -> Response<ResponseBody> {
-    record.answered(status);
-    let mut response = Response::new(ResponseBody::text(text, record));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
+/// Now, as in a `Date` header.
+fn http_date() -> String {
+    let now = k8s_openapi::jiff::Timestamp::now();
+    // Only years beyond 9999 cannot be printed.
+    k8s_openapi::jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&now).unwrap_or_default()
 }

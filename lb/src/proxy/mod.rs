@@ -4,12 +4,16 @@
 //! This module starts the threads and hands them sockets. It does not know Services: a socket comes with the
 //! [`BackendCell`] to serve from.
 
-mod body;
-mod check;
+mod buffer;
+mod chunked;
 mod drain;
-mod guard;
+mod exchange;
+mod fields;
 mod http;
 mod pool;
+mod record;
+mod request;
+mod response;
 mod tcp;
 mod tunnel;
 mod worker;

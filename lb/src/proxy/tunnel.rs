@@ -1,54 +1,42 @@
 //! Connections that left HTTP by a 101 response: bytes both ways until both sides are done.
 
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::body::Record;
-use super::drain::{Drain, Phase};
+use super::http::Conn;
 use super::pool::Upstream;
-use super::worker::ConnectionGuard;
+use super::record::Record;
 
 /// Copy buffer per direction in bytes.
 pub(crate) const COPY_BUFFER: usize = 16 * 1024;
 
-/// Joins the client's upgraded connection with the endpoint's. The client side becomes available when the 101 response
-/// has been written; `record` is counted when the tunnel ends.
-pub(crate) fn spawn(on_upgrade: OnUpgrade, upstream: Box<Upstream>, record: Record, drain: Rc<Drain>) {
-    let guard = ConnectionGuard::new(record.worker.clone(), record.backend.stats.clone());
-    tokio::task::spawn_local(async move {
-        tokio::select! {
-            () = join(on_upgrade, upstream, &record) => {}
-            () = drain.reached(Phase::Aborting) => {}
-        }
-        drop(guard);
-    });
-}
-
-async fn join(on_upgrade: OnUpgrade, upstream: Box<Upstream>, record: &Record) {
-    let (mut endpoint, early) = upstream.into_stream().await;
-    let client = match on_upgrade.await {
-        Ok(client) => TokioIo::new(client),
-        Err(error) => {
-            tracing::debug!(%error, "the client left before its connection was upgraded");
-            return;
-        }
-    };
+/// Passes the 101 in `conn.reply` on and joins the client's connection with the endpoint's.
+pub(crate) async fn join(conn: &mut Conn<'_>, mut upstream: Upstream, record: &Record) {
     let count = |direction, bytes| match direction {
         Direction::FromClient => record.received(bytes),
         Direction::ToClient => record.sent(bytes),
     };
-    let mut client = Counted { stream: client, count };
-    // Bytes that came with the 101.
-    if client.write_all(&early).await.is_ok() {
-        let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut endpoint, COPY_BUFFER, COPY_BUFFER);
-        if let Err(error) = copied.await {
-            tracing::trace!(%error, "upgraded connection ended");
+    let sent = async {
+        conn.writer.write_all(&conn.reply).await?;
+        // Bytes that came with the 101, and those that the client did not wait with.
+        count(Direction::ToClient, upstream.input.bytes().len() as u64);
+        conn.writer.write_all(upstream.input.bytes()).await?;
+        count(Direction::FromClient, conn.input.bytes().len() as u64);
+        upstream.stream.write_all(conn.input.bytes()).await
+    };
+    let result = match sent.await {
+        Ok(()) => {
+            let mut client = Counted { stream: tokio::io::join(&mut conn.reader, &mut conn.writer), count };
+            let copied =
+                tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream.stream, COPY_BUFFER, COPY_BUFFER);
+            copied.await.map(drop)
         }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = result {
+        tracing::trace!(%error, "upgraded connection ended");
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::buffer::Stock;
 use super::drain::{Drain, Phase};
 use super::pool::Pool;
 use super::{http, tcp};
@@ -44,6 +45,7 @@ pub(crate) struct Worker {
     pub index: usize,
     pub config: Arc<ProxyConfig>,
     pub pool: RefCell<Pool>,
+    pub stock: Stock,
     connections: Cell<usize>,
     idle: Notify,
 }
@@ -73,7 +75,14 @@ pub(crate) fn run(
     };
     let _ = ready.send(Ok(()));
     let pool = RefCell::new(Pool::new(config.max_idle_per_endpoint, config.upstream_idle_timeout));
-    let worker = Rc::new(Worker { index, config, pool, connections: Cell::new(0), idle: Notify::new() });
+    let worker = Rc::new(Worker {
+        index,
+        config,
+        pool,
+        stock: Stock::default(),
+        connections: Cell::new(0),
+        idle: Notify::new(),
+    });
     runtime.block_on(serve(worker, commands));
 }
 

@@ -463,3 +463,60 @@ async fn listeners_follow_the_snapshot() {
     assert_eq!(Client::connect(lab.addr).await.get("/").await.0, StatusCode::OK);
     lab.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_while_it_waits_lets_go_of_the_endpoint() {
+    // Accepts a request and never answers; sees when its connection is closed.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (closed_tx, closed) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut buffer = Vec::new();
+        let _ = stream.read_to_end(&mut buffer).await;
+        let _ = closed_tx.send(buffer.len());
+    });
+    let lab = Lab::http(&[addr]).await;
+    let mut stream = TcpStream::connect(lab.addr).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc").await.unwrap();
+    lab.until("the body is on its way", |t| t.bytes_in == 3).await;
+    drop(stream);
+    let received = tokio::time::timeout(PATIENCE, closed).await.expect("the connection is closed").unwrap();
+    assert!(received > 3);
+    lab.until("the request is counted", |t| t.codes[5] == 1).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_breaks_off_is_not_passed_off_as_whole() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        for head in ["content-length: 100", "transfer-encoding: chunked"] {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+            let reply = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n3\r\nabc\r\n");
+            stream.write_all(reply.as_bytes()).await.unwrap();
+        }
+    });
+    let lab = Lab::http(&[addr]).await;
+    for _ in 0..2 {
+        let mut client = Client::connect(lab.addr).await;
+        assert!(client.try_get("/").await.is_err());
+    }
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_close_when_their_listener_does() {
+    let [endpoint] = endpoints::<1>().await;
+    let lab = Lab::http(&[endpoint.addr]).await;
+    let mut stream = TcpStream::connect(lab.addr).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    read_head(&mut stream).await;
+    lab.lb.publish(scaleup_lb::snapshot::Snapshot::default());
+    let mut rest = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("it is closed").unwrap();
+    assert_eq!(rest, b"e0");
+    lab.stop().await;
+}

@@ -1,0 +1,94 @@
+//! One request from its arrival to the last byte of its response. Counted once, whatever ended it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::worker::Worker;
+use crate::backend::{Backend, EndpointState};
+use crate::stats::{CODE_CLIENT_GONE, add};
+
+/// See the module.
+pub(crate) struct Record {
+    pub worker: Rc<Worker>,
+    pub backend: Arc<Backend>,
+    /// When its head was complete.
+    pub started: Instant,
+    code: Cell<u16>,
+    endpoint: RefCell<Option<Arc<EndpointState>>>,
+    counted: bool,
+}
+
+impl Record {
+    pub fn start(worker: Rc<Worker>, backend: Arc<Backend>) -> Self {
+        Self {
+            worker,
+            backend,
+            started: Instant::now(),
+            code: Cell::new(CODE_CLIENT_GONE),
+            endpoint: RefCell::default(),
+            counted: false,
+        }
+    }
+
+    /// The request goes to `endpoint` (again, when an earlier one failed).
+    pub fn sent_to(&self, endpoint: &Arc<EndpointState>) {
+        self.leave_endpoint();
+        endpoint.begin(self.worker.index);
+        *self.endpoint.borrow_mut() = Some(endpoint.clone());
+    }
+
+    pub fn answered(&self, code: http::StatusCode) {
+        self.code.set(code.as_u16());
+        if let Some(usage) = self.endpoint.borrow().as_deref().and_then(EndpointState::usage) {
+            usage.request(self.worker.index);
+        }
+    }
+
+    /// Payload bytes went to the client.
+    pub fn sent(&self, bytes: u64) {
+        add(&self.backend.stats.shard(self.worker.index).bytes_out, bytes);
+        if let Some(usage) = self.endpoint.borrow().as_deref().and_then(EndpointState::usage) {
+            usage.sent(self.worker.index, bytes);
+        }
+    }
+
+    /// Payload bytes came from the client.
+    pub fn received(&self, bytes: u64) {
+        add(&self.backend.stats.shard(self.worker.index).bytes_in, bytes);
+        if let Some(usage) = self.endpoint.borrow().as_deref().and_then(EndpointState::usage) {
+            usage.received(self.worker.index, bytes);
+        }
+    }
+
+    /// Counts the request as over; the time.
+    pub fn finish(mut self) -> Instant {
+        self.count()
+    }
+
+    fn count(&mut self) -> Instant {
+        let now = Instant::now();
+        self.leave_endpoint();
+        self.backend
+            .stats
+            .shard(self.worker.index)
+            .record(self.code.get(), now.saturating_duration_since(self.started));
+        self.counted = true;
+        now
+    }
+
+    fn leave_endpoint(&self) {
+        if let Some(endpoint) = self.endpoint.take() {
+            endpoint.end(self.worker.index);
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.counted {
+            self.count();
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Response heads: an endpoint's, written in the form that goes to the client, and short answers of our own.
+//!
+//! Pure: no I/O, no clock.
+
+use std::mem::MaybeUninit;
+
+use http::StatusCode;
+
+use super::fields::{Field, Options, content_length, is_named, kind, write};
+use super::request::{Framing, Request};
+
+/// Header fields accepted in a response; more is treated as a broken endpoint.
+const MAX_FIELDS: usize = 200;
+/// Largest response head accepted in bytes.
+pub(crate) const MAX_HEAD_BYTES: usize = 128 * 1024;
+
+/// The endpoint sent something that is not a response to the request.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the endpoint's response is malformed")]
+pub(crate) struct Malformed;
+
+/// What is left to know of a response once its new head is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Response {
+    /// Bytes of the head as received.
+    pub length: usize,
+    pub status: StatusCode,
+    /// How the endpoint ends the body.
+    pub framing: Framing,
+    /// The endpoint's connection can carry another request afterwards.
+    pub reusable: bool,
+    /// The client's connection must be closed afterwards.
+    pub close: bool,
+}
+
+impl Response {
+    /// The real response follows (1xx; a switch of protocols is the real one).
+    pub fn is_interim(&self) -> bool {
+        self.status.is_informational() && self.status != StatusCode::SWITCHING_PROTOCOLS
+    }
+}
+
+/// What the head is written for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hop<'a> {
+    pub request: &'a Request,
+    /// Close the client's connection after the response.
+    pub close: bool,
+    /// Tells the time as an HTTP date, for responses without one (RFC 9110 §6.6.1).
+    pub date: fn() -> String,
+}
+
+/// Reads a head at the front of `bytes` and writes the one for the client to `out` (replacing what is there). `None`:
+/// more bytes are needed. A 1xx other than 101 is returned without writing: it is not passed on.
+pub(crate) fn parse(bytes: &[u8], hop: Hop<'_>, out: &mut Vec<u8>) -> Result<Option<Response>, Malformed> {
+    let mut memory = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut head = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let length = match config.parse_response_with_uninit_headers(&mut head, bytes, &mut memory) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD_BYTES => return Ok(None),
+        _ => return Err(Malformed),
+    };
+    let (Some(code), Some(version)) = (head.code, head.version) else { return Err(Malformed) };
+    let status = StatusCode::from_u16(code).map_err(|_| Malformed)?;
+    let head = Head { status, reason: head.reason.unwrap_or(""), http10: version == 0, fields: head.headers };
+    head.rewrite(length, hop, out).map(Some)
+}
+
+struct Head<'a> {
+    status: StatusCode,
+    reason: &'a str,
+    http10: bool,
+    fields: &'a [httparse::Header<'a>],
+}
+
+#[derive(Default)]
+struct Facts<'a> {
+    length: Option<u64>,
+    chunked: bool,
+    options: Options,
+    upgrade: Option<&'a [u8]>,
+    dated: bool,
+}
+
+impl<'a> Head<'a> {
+    fn facts(&self) -> Result<Facts<'a>, Malformed> {
+        let mut facts = Facts::default();
+        for field in self.fields {
+            match kind(field.name) {
+                Some(Field::ContentLength) => {
+                    let length = content_length(field.value).ok_or(Malformed)?;
+                    if facts.length.replace(length).is_some_and(|other| other != length) {
+                        return Err(Malformed);
+                    }
+                }
+                Some(Field::TransferEncoding) => {
+                    if facts.chunked || self.http10 || !field.value.eq_ignore_ascii_case(b"chunked") {
+                        return Err(Malformed);
+                    }
+                    facts.chunked = true;
+                }
+                Some(Field::Connection) => facts.options.read(field.value),
+                Some(Field::Upgrade) => facts.upgrade = Some(field.value),
+                None if field.name.len() == 4 && field.name.eq_ignore_ascii_case("date") => facts.dated = true,
+                _ => {}
+            }
+        }
+        Ok(facts)
+    }
+
+    fn rewrite(&self, length: usize, hop: Hop<'_>, out: &mut Vec<u8>) -> Result<Response, Malformed> {
+        let facts = self.facts()?;
+        let bodiless = hop.request.is_head
+            || self.status.is_informational()
+            || matches!(self.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let framing = match (facts.chunked, facts.length) {
+            _ if bodiless => Framing::None,
+            (true, _) => Framing::Chunked,
+            (false, Some(0)) => Framing::None,
+            (false, Some(length)) => Framing::Length(length),
+            (false, None) => Framing::Close,
+        };
+        let switched = self.status == StatusCode::SWITCHING_PROTOCOLS;
+        let asked = !facts.options.close && (!self.http10 || facts.options.keep_alive);
+        let mut response = Response {
+            length,
+            status: self.status,
+            framing,
+            // A length beside a transfer coding may have been meant to hide something (RFC 9112 §6.3).
+            reusable: asked && framing != Framing::Close && !(facts.chunked && facts.length.is_some()) && !switched,
+            close: hop.close || (hop.request.http10 && matches!(framing, Framing::Chunked | Framing::Close)),
+        };
+        if response.is_interim() {
+            return Ok(response);
+        }
+        write_status_line(self.status, self.reason, hop.request.http10, out);
+        for field in self.fields {
+            let passes = match kind(field.name) {
+                None => facts.options.named == 0 || !is_named(self.fields, field.name),
+                _ => false,
+            };
+            if passes {
+                write(out, field.name, field.value);
+            }
+        }
+        match facts.length {
+            // Void beside a transfer coding, forbidden without a body (RFC 9110 §8.6).
+            Some(length) if !facts.chunked && !switched && self.status != StatusCode::NO_CONTENT => {
+                write_length(length, out);
+            }
+            _ => {}
+        }
+        let unsized_body = matches!(framing, Framing::Chunked | Framing::Close);
+        if unsized_body && !hop.request.http10 {
+            write(out, "transfer-encoding", b"chunked");
+        }
+        if switched {
+            response.close = true;
+            write(out, "upgrade", facts.upgrade.ok_or(Malformed)?);
+            write(out, "connection", b"upgrade");
+        } else {
+            write_connection(response.close, hop.request.http10, out);
+        }
+        if !facts.dated {
+            write(out, "date", (hop.date)().as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+        Ok(response)
+    }
+}
+
+/// A short answer of our own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answer<'a> {
+    pub status: StatusCode,
+    pub text: &'a str,
+    /// The client speaks HTTP/1.0.
+    pub http10: bool,
+    /// The request was a HEAD: the text is only announced.
+    pub is_head: bool,
+    pub close: bool,
+    pub date: fn() -> String,
+}
+
+impl Answer<'_> {
+    /// Writes all of it to `out` (replacing what is there).
+    pub fn write(&self, out: &mut Vec<u8>) {
+        write_status_line(self.status, self.status.canonical_reason().unwrap_or(""), self.http10, out);
+        write(out, "content-type", b"text/plain; charset=utf-8");
+        write_length(self.text.len() as u64, out);
+        write_connection(self.close, self.http10, out);
+        write(out, "date", (self.date)().as_bytes());
+        out.extend_from_slice(b"\r\n");
+        if !self.is_head {
+            out.extend_from_slice(self.text.as_bytes());
+        }
+    }
+}
+
+fn write_status_line(status: StatusCode, reason: &str, http10: bool, out: &mut Vec<u8>) {
+    out.clear();
+    out.extend_from_slice(if http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_connection(close: bool, http10: bool, out: &mut Vec<u8>) {
+    if close {
+        write(out, "connection", b"close");
+    } else if http10 {
+        write(out, "connection", b"keep-alive");
+    }
+}
+
+fn write_length(length: u64, out: &mut Vec<u8>) {
+    // Writing to a Vec cannot fail.
+    let _ = std::io::Write::write_fmt(out, format_args!("content-length: {length}\r\n"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GET: Request = Request {
+        length: 0,
+        framing: Framing::None,
+        http10: false,
+        is_head: false,
+        idempotent: true,
+        upgrade: false,
+        expects_continue: false,
+        keep_alive: true,
+    };
+
+    fn run(text: &str, request: &Request) -> Result<Option<(Response, String)>, Malformed> {
+        let mut out = Vec::new();
+        let hop = Hop { request, close: false, date: || "now".to_owned() };
+        let response = parse(text.as_bytes(), hop, &mut out)?;
+        Ok(response.map(|response| (response, String::from_utf8_lossy(&out).into_owned())))
+    }
+
+    #[track_caller]
+    fn check(text: &str, request: &Request, framing: Framing, head: &str) {
+        let (response, out) = run(text, request).expect("a good head").expect("a whole head");
+        assert_eq!((response.framing, out.as_str()), (framing, head), "{text:?}");
+        assert_eq!(response.length, text.len());
+    }
+
+    #[test]
+    fn responses_keep_one_framing() {
+        check(
+            "HTTP/1.1 200 Fine\r\nContent-Length: 3\r\nDate: x\r\n\r\n",
+            &GET,
+            Framing::Length(3),
+            "HTTP/1.1 200 Fine\r\nDate: x\r\ncontent-length: 3\r\n\r\n",
+        );
+        let both = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\nconnection: x-a\r\nx-a: 1\r\nx: y\r\n\r\n";
+        check(
+            both,
+            &GET,
+            Framing::Chunked,
+            "HTTP/1.1 200 OK\r\nx: y\r\ntransfer-encoding: chunked\r\ndate: now\r\n\r\n",
+        );
+        assert!(!run(both, &GET).expect("a good head").expect("a whole head").0.reusable);
+        check(
+            "HTTP/1.1 200 OK\r\n\r\n",
+            &GET,
+            Framing::Close,
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ndate: now\r\n\r\n",
+        );
+    }
+
+    #[test]
+    fn some_responses_have_no_body() {
+        let head = Request { is_head: true, ..GET };
+        check(
+            "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n",
+            &head,
+            Framing::None,
+            "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ndate: now\r\n\r\n",
+        );
+        check("HTTP/1.1 204 No Content\r\n\r\n", &GET, Framing::None, "HTTP/1.1 204 No Content\r\ndate: now\r\n\r\n");
+        let informational = run("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n", &GET).expect("good").expect("whole");
+        assert_eq!(informational.1, "");
+    }
+
+    #[test]
+    fn old_clients_get_no_chunks() {
+        let old = Request { http10: true, ..GET };
+        let (response, out) =
+            run("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", &old).expect("good").expect("whole");
+        assert!(response.close && response.framing == Framing::Chunked);
+        assert_eq!(out, "HTTP/1.0 200 OK\r\nconnection: close\r\ndate: now\r\n\r\n");
+    }
+
+    #[test]
+    fn broken_heads_are_malformed() {
+        for text in [
+            "220 mail.example.com ESMTP\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+            "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        ] {
+            assert_eq!(run(text, &GET), Err(Malformed), "{text:?}");
+        }
+        assert_eq!(run("HTTP/1.1 200 OK\r\nx: ", &GET), Ok(None));
+    }
+}
