@@ -21,6 +21,7 @@ use crate::cache::{CacheEvent, Cached, EventType, Missed, Subscription, encode, 
 use crate::error::ApiError;
 use crate::negotiate::{Format, OFFERED, View};
 use crate::present::{partial, table};
+use crate::registry::Storage;
 use crate::request::ListOptions;
 
 /// Events encoded at a time.
@@ -251,6 +252,8 @@ struct Presenter {
     pretty: crate::negotiate::Accepted,
     /// Whether the cache's frames are what the client wants.
     ready: bool,
+    /// Whether the metadata in the stored bytes are.
+    copies_metadata: bool,
     /// Tables carry their headers once.
     headers_sent: bool,
 }
@@ -260,6 +263,7 @@ impl Presenter {
         let row = cx.resolved.resource.clone();
         Ok(Self {
             ready: served::is_ready(&row, cx.accepted),
+            copies_metadata: cx.accepted.view == View::Partial && matches!(row.storage, Storage::Own),
             view: cx.accepted.view,
             include: served::include(cx)?,
             // Events are one line each.
@@ -277,6 +281,11 @@ impl Presenter {
     fn present(&mut self, kind: EventType, stored: &[u8]) -> Bytes {
         if self.ready {
             return encode::frame(kind, stored);
+        }
+        if self.copies_metadata
+            && let Some(shown) = partial::bytes(stored)
+        {
+            return encode::frame(kind, &shown);
         }
         let object = served::from_stored(&self.row, serde_json::from_slice(stored).unwrap_or(Value::Null));
         let shown = match self.view {
