@@ -17,7 +17,7 @@ use super::metadata::{self, FOREGROUND, ORPHAN};
 use super::storage::{MODIFIED, cache_error, key_of, store_error};
 use super::write::{admit, with_version};
 use super::{Context, body, read, served};
-use crate::cache::{Cached, EventType, encode, object_key};
+use crate::cache::{Cached, EventType, object_key};
 use crate::error::{ApiError, FieldError};
 use crate::registry::{Resource, Verb};
 use crate::request::{ListOptions, Query, parse_dry_run};
@@ -334,7 +334,7 @@ async fn apply(
             Ok(Deleted::Removed(existing.clone()))
         }
         Plan::Mark(object) => {
-            let stored = Bytes::from(encode::to_stored(&served::to_stored(row, *object)));
+            let stored = Bytes::from(served::to_stored(row, &object));
             let revision = if options.dry_run {
                 existing.revision
             } else {

@@ -9,7 +9,7 @@ use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::Context;
-use crate::cache::Cached;
+use crate::cache::{Cached, encode};
 use crate::error::ApiError;
 use crate::negotiate::{Accepted, Format, View};
 use crate::present::table::IncludeObject;
@@ -34,11 +34,11 @@ pub fn from_stored(row: &Resource, stored: Value) -> Value {
     }
 }
 
-/// From the row's version to the stored one.
-pub fn to_stored(row: &Resource, served: Value) -> Value {
+/// From the row's version to the bytes of the stored one.
+pub fn to_stored(row: &Resource, served: &Value) -> Vec<u8> {
     match &row.storage {
-        Storage::Alias { to_stored, .. } => to_stored(served),
-        _ => served,
+        Storage::Alias { to_stored, .. } => encode::to_stored(&to_stored(served.clone())),
+        _ => encode::to_stored(served),
     }
 }
 

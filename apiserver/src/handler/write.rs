@@ -126,7 +126,8 @@ pub async fn create(cx: &mut Context, mut object: Value, options: &WriteOptions)
     let generated = metadata::text(&object, "name").is_empty() && !base.is_empty();
     let mut attempt = 1;
     loop {
-        let mut candidate = object.clone();
+        // Only a generated name is ever tried again.
+        let mut candidate = if generated { object.clone() } else { std::mem::take(&mut object) };
         if generated {
             metadata::of(&mut candidate).insert("name".into(), metadata::generated_name(&base).into());
         }
@@ -172,7 +173,7 @@ async fn store_new(
     };
     cx.warnings.extend(row.rules.warnings(&object));
     admit(cx, None, &mut object, None, options.dry_run, Verb::Create).await?;
-    let stored = encode::to_stored(&served::to_stored(row, object.clone()));
+    let stored = served::to_stored(row, &object);
     check_size(stored.len())?;
     let (namespace, gr) = (cx.resolved.namespace.clone(), row.group_resource());
     if options.dry_run {
@@ -439,7 +440,7 @@ async fn store_change(
     if object == *old {
         return Ok((Attempt::Done(unchanged), Some(object)));
     }
-    let stored = Bytes::from(encode::to_stored(&served::to_stored(row, object.clone())));
+    let stored = Bytes::from(served::to_stored(row, &object));
     check_size(stored.len())?;
     if options.dry_run {
         let json = with_version(&stored, existing.revision);
@@ -464,7 +465,7 @@ async fn finish_deletion(
     existing: &Arc<Cached>,
     object: Value,
 ) -> Result<(Attempt, Option<Value>), ApiError> {
-    let stored = encode::to_stored(&served::to_stored(row, object));
+    let stored = served::to_stored(row, &object);
     let json = with_version(&stored, existing.revision);
     if options.dry_run {
         return Ok((Attempt::Done(Written { json, revision: existing.revision }), None));
