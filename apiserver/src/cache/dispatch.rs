@@ -14,8 +14,8 @@ use tracing::{debug, error, warn};
 use super::resource::Change;
 use super::{Cached, Caches, EventType, ROOT, ResourceCache};
 
-/// Objects per page of the first list.
-const LIST_PAGE: usize = 2_000;
+/// Objects per page of the first list. Every page counts what lies beyond it, so small pages cost more than they save.
+const LIST_PAGE: usize = 4_000;
 /// First and longest pause between attempts to reach the store.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -70,7 +70,8 @@ async fn session(caches: &Arc<Caches>) -> Result<(), Error> {
 
 /// One consistent list of everything, page by page, at the revision of the first page.
 async fn list_everything(caches: &Arc<Caches>) -> Result<(), Error> {
-    let mut found: Vec<(Arc<ResourceCache>, Arc<Cached>)> = Vec::new();
+    // Keys are in order, so each kind's objects come in one run.
+    let mut found: Vec<(Arc<ResourceCache>, Vec<Arc<Cached>>)> = Vec::new();
     let mut at: Option<Revision> = None;
     let mut after: Option<String> = None;
     loop {
@@ -79,9 +80,12 @@ async fn list_everything(caches: &Arc<Caches>) -> Result<(), Error> {
         at = Some(page.revision);
         after = page.items.last().map(|kv| kv.key.clone());
         for kv in &page.items {
-            found.extend(locate(caches, &kv.key).and_then(|(resource, key)| {
-                decode(&resource, key, kv, EventType::Added).map(|object| (resource, object))
-            }));
+            let Some((resource, key)) = locate(caches, &kv.key) else { continue };
+            let object = decode(&resource, key, kv, EventType::Added);
+            match found.last_mut() {
+                Some((kind, objects)) if Arc::ptr_eq(kind, &resource) => objects.extend(object),
+                _ => found.push((resource, object.into_iter().collect())),
+            }
         }
         if page.remaining == 0 || page.items.is_empty() {
             break;
@@ -89,8 +93,8 @@ async fn list_everything(caches: &Arc<Caches>) -> Result<(), Error> {
     }
     let revision = at.unwrap_or_default();
     for resource in caches.each() {
-        let own = found.iter().filter(|(r, _)| Arc::ptr_eq(r, resource)).map(|(_, object)| object.clone());
-        resource.replace(own.collect(), revision);
+        let own = found.iter_mut().find(|(kind, _)| Arc::ptr_eq(kind, resource));
+        resource.replace(own.map(|(_, objects)| std::mem::take(objects)).unwrap_or_default(), revision);
     }
     caches.synced.store(true, Ordering::Release);
     caches.advance(revision);

@@ -15,8 +15,8 @@ use super::CacheEvent;
 pub const MAX_RING_EVENTS: usize = 16_384;
 /// Most bytes that the events of one kind keep alive.
 pub const MAX_RING_BYTES: usize = 32 << 20;
-/// How long events are kept at most; upstream guarantees 75 s.
-pub const MAX_RING_AGE: Duration = Duration::from_secs(300);
+/// How long events are kept at most: memory after a burst of writes comes back after this. Upstream guarantees 75 s.
+pub const MAX_RING_AGE: Duration = Duration::from_secs(120);
 
 /// The reader's position, or the revision it wants to resume from, is older than the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
