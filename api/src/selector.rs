@@ -97,7 +97,11 @@ impl LabelSelector {
     }
     /// Whether an object with these labels is selected.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        !self.nothing && self.requirements.iter().all(|r| r.matches(labels))
+        self.matches_by(|key| labels.get(key).map(String::as_str))
+    }
+    /// The same for labels kept in another form; `get` finds a label's value.
+    pub fn matches_by<'l>(&self, get: impl Fn(&str) -> Option<&'l str>) -> bool {
+        !self.nothing && self.requirements.iter().all(|r| r.matches(get(&r.key)))
     }
     /// Whether nothing is asked.
     pub fn is_everything(&self) -> bool {
@@ -106,8 +110,8 @@ impl LabelSelector {
 }
 
 impl Requirement {
-    fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        let value = labels.get(&self.key);
+    /// `value` is that of the requirement's key.
+    fn matches(&self, value: Option<&str>) -> bool {
         let number = || value.and_then(|v| v.parse::<i64>().ok());
         match &self.operator {
             Operator::In(set) => value.is_some_and(|v| set.contains(v)),

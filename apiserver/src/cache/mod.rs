@@ -7,13 +7,14 @@
 mod dispatch;
 pub mod encode;
 mod event;
+mod labels;
 mod resource;
 mod ring;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::registry::{Registry, SelectableField, Storage};
 
 pub use event::{CacheEvent, EventType};
+pub use labels::Labels;
 pub use resource::{Range as KeyRange, ResourceCache, Snapshot, Subscription, Topic, topic_for};
 pub use ring::{MAX_RING_AGE, MAX_RING_BYTES, MAX_RING_EVENTS, Missed};
 
@@ -51,7 +53,7 @@ pub struct Cached {
     /// The object as JSON in its stored version.
     pub json: Bytes,
     /// `metadata.labels`
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Selectable fields by path, without `metadata.name` and `metadata.namespace`: read them with [`Cached::field`].
     fields: Box<[(&'static str, Box<str>)]>,
     /// `{namespace}/{name}`, or `{name}` in cluster scope: the order of lists.
@@ -96,7 +98,7 @@ struct HeadMeta {
     #[serde(default)]
     uid: String,
     #[serde(default)]
-    labels: Option<BTreeMap<String, String>>,
+    labels: Option<Labels>,
 }
 
 impl Cached {

@@ -33,7 +33,7 @@ fn seen(cache: &Arc<ResourceCache>, topic: Topic, want: &str) -> Vec<(String, St
     let mut subscription = cache.subscribe(topic, 0).unwrap();
     let mut events = Vec::new();
     subscription.read(100, &mut events).unwrap();
-    let matches = |c: &Cached| want.is_empty() || c.labels["l"] == want;
+    let matches = |c: &Cached| want.is_empty() || c.labels.get("l") == Some(want);
     let describe = |e: &Arc<CacheEvent>| {
         let kind = e.seen_by(matches)?;
         let event: Value = serde_json::from_slice(&e.frame(kind)).unwrap();

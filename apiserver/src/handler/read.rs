@@ -78,7 +78,7 @@ pub fn check_fields(row: &Resource, options: &ListOptions) -> Result<(), ApiErro
 
 /// Whether selectors select an object.
 pub fn matches(options: &ListOptions, object: &Cached) -> bool {
-    options.fields.matches(|path| object.field(path)) && options.labels.matches(&object.labels)
+    options.fields.matches(|path| object.field(path)) && options.labels.matches_by(|key| object.labels.get(key))
 }
 
 /// The objects that the options ask for, at one revision.

@@ -3,7 +3,6 @@
 //! The authorizer resolves them while compiling, so they are never stale; [`reconcile`] writes the result into the
 //! objects, where upstream's controller puts it and `kubectl describe clusterrole` looks for it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::RBAC_GROUP;
 use super::rule::Rule;
-use crate::cache::Reader;
+use crate::cache::{Labels, Reader};
 use crate::error::ApiError;
 
 /// How often [`run`] looks at the cache's revision.
@@ -25,7 +24,7 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 pub struct ClusterRole {
     /// `metadata.name`
     pub name: String,
-    labels: BTreeMap<String, String>,
+    labels: Labels,
     rules: Arc<[Rule]>,
     /// `None`: not aggregated.
     selectors: Option<Vec<LabelSelector>>,
@@ -33,12 +32,7 @@ pub struct ClusterRole {
 
 impl ClusterRole {
     /// From the object's parts; a selector that cannot be read selects nothing.
-    pub fn new(
-        name: &str,
-        labels: &BTreeMap<String, String>,
-        rules: Arc<[Rule]>,
-        aggregation: Option<rbac::AggregationRule>,
-    ) -> Self {
+    pub fn new(name: &str, labels: &Labels, rules: Arc<[Rule]>, aggregation: Option<rbac::AggregationRule>) -> Self {
         let selectors = aggregation.map(|a| {
             let selectors = a.cluster_role_selectors.unwrap_or_default();
             selectors.iter().map(|s| LabelSelector::from_k8s(s).unwrap_or_else(|_| LabelSelector::nothing())).collect()
@@ -48,7 +42,7 @@ impl ClusterRole {
 
     fn selects(&self, other: &ClusterRole) -> bool {
         self.name != other.name
-            && self.selectors.as_ref().is_some_and(|all| all.iter().any(|s| s.matches(&other.labels)))
+            && self.selectors.as_ref().is_some_and(|all| all.iter().any(|s| s.matches_by(|key| other.labels.get(key))))
     }
 }
 
@@ -145,6 +139,8 @@ pub async fn run(server: Arc<crate::Server>, shutdown: CancellationToken) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::auth::testing::MapReader;
 
