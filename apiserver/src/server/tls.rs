@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
+use axum::{BoxError, Router};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -15,6 +17,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 use tracing::{debug, info, warn};
@@ -118,20 +121,32 @@ struct Connection {
 }
 
 impl Connection {
+    /// Thousands of connections are idle watches: each half is on the heap only while it lasts, and what the handshake
+    /// needed is freed with it.
     async fn run(self, stream: TcpStream) {
         let peer = self.peer;
         // Small answers must not wait for acknowledgements; without the option they are only slower.
         let _ = stream.set_nodelay(true);
-        let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)).await {
-            Ok(Ok(tls)) => tls,
+        let handshake = Box::pin(tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)));
+        let tls = match handshake.await {
+            Ok(Ok(tls)) => Box::new(tls),
             Ok(Err(cause)) => return debug!(peer = %peer.0, %cause, "TLS handshake failed"),
             Err(_) => return debug!(peer = %peer.0, "TLS handshake took too long"),
         };
+        if let Err(cause) = self.serve(tls).await {
+            debug!(peer = %peer.0, %cause, "connection ended");
+        }
+    }
+
+    /// HTTP on an accepted connection. The future is made here, not in an async function, which would keep room for
+    /// the stream twice.
+    fn serve(self, tls: Box<TlsStream<TcpStream>>) -> BoxFuture<'static, Result<(), BoxError>> {
+        let peer = self.peer;
         let certificate = match tls.get_ref().1.peer_certificates().and_then(|c| c.first()) {
             None => None,
             Some(der) => match PeerCertificate::from_der(der) {
                 Ok(certificate) => Some(certificate),
-                Err(cause) => return debug!(peer = %peer.0, %cause, "the client certificate names nobody"),
+                Err(_) => return futures::future::err("the client certificate names nobody".into()).boxed(),
             },
         };
         let (router, draining) = (self.router, self.draining);
@@ -145,11 +160,11 @@ impl Connection {
             }
             router.clone().call(request)
         });
-        let builder = builder();
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
-        if let Err(cause) = self.watcher.watch(connection).await {
-            debug!(peer = %peer.0, %cause, "connection ended");
-        }
+        // Agreed on already: sniffing would cost each HTTP/1.1 connection a read buffer of twice the size.
+        let is_h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+        let builder = if is_h2 { builder().http2_only() } else { builder().http1_only() };
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service).into_owned();
+        self.watcher.watch(connection).boxed()
     }
 }
 
