@@ -82,10 +82,16 @@ pub struct Dependent {
     pub foreground: bool,
 }
 
+/// A table of at least this many places…
+const SPARSE_TABLE: usize = 4_096;
+/// …that has more than this many for each object shrinks.
+const SPARSE_FACTOR: usize = 8;
+
 /// All objects of all kinds.
 #[derive(Default)]
 pub struct Graph {
-    items: HashMap<Uid, Item>,
+    /// Boxed: the table grows by doubling, and most of it is empty then.
+    items: HashMap<Uid, Box<Item>>,
     /// Owner UID → UIDs of objects that refer to it, whether or not the owner is known.
     dependents: HashMap<Uid, BTreeSet<Uid>>,
 }
@@ -93,7 +99,7 @@ pub struct Graph {
 impl Graph {
     /// The object of that UID.
     pub fn get(&self, uid: &str) -> Option<&Item> {
-        self.items.get(uid)
+        self.items.get(uid).map(Box::as_ref)
     }
 
     /// The objects that refer to `uid`.
@@ -132,7 +138,7 @@ impl Graph {
     /// Takes in an object that was added or changed: whom to look at.
     pub fn upsert(&mut self, item: Item) -> Vec<Uid> {
         let uid = item.uid.clone();
-        let old = self.items.insert(uid.clone(), item.clone());
+        let old = self.items.insert(uid.clone(), Box::new(item.clone()));
         let mut look = Vec::new();
         for reference in old.iter().flat_map(|o| &o.owners) {
             let kept = item.owners.iter().find(|r| r.uid == reference.uid);
@@ -159,6 +165,10 @@ impl Graph {
     /// Takes out an object that is gone: whom to look at.
     pub fn remove(&mut self, uid: &str) -> Vec<Uid> {
         let Some(item) = self.items.remove(uid) else { return Vec::new() };
+        // Gives memory back after many objects are gone, at a cost spread over their removals.
+        if self.items.capacity() > SPARSE_TABLE.max(self.items.len() * SPARSE_FACTOR) {
+            self.items.shrink_to(self.items.len() * 2);
+        }
         let mut look: Vec<Uid> = self.dependents.get(uid).into_iter().flatten().cloned().collect();
         for reference in &item.owners {
             self.unlink(&reference.uid, uid);
