@@ -12,12 +12,14 @@ use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::SendRequest;
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use scaleup_tests::cluster::Cluster;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::figure;
 
@@ -48,6 +50,7 @@ pub struct Target {
     port: u16,
     pid: u32,
     connector: TlsConnector,
+    connector_h2: TlsConnector,
 }
 
 impl Target {
@@ -67,15 +70,29 @@ impl Target {
         let key = PrivateKeyDer::from_pem_slice(&pem(&user["client-key-data"])?)?;
         let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_client_auth_cert(chain, key)?;
         let pid = cluster.pid().context("not running")?;
-        Ok(Self { port: cluster.port, pid, connector: TlsConnector::from(Arc::new(tls)) })
+        let mut h2 = tls.clone();
+        h2.alpn_protocols = vec![b"h2".to_vec()];
+        let (connector, connector_h2) = (TlsConnector::from(Arc::new(tls)), TlsConnector::from(Arc::new(h2)));
+        Ok(Self { port: cluster.port, pid, connector, connector_h2 })
     }
 
-    /// One connection.
-    pub async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
+    async fn dial(&self, connector: &TlsConnector) -> Result<TokioIo<TlsStream<TcpStream>>> {
         let tcp = TcpStream::connect(("127.0.0.1", self.port)).await?;
         tcp.set_nodelay(true)?;
-        let tls = self.connector.connect(ServerName::try_from("localhost")?, tcp).await?;
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
+        Ok(TokioIo::new(connector.connect(ServerName::try_from("localhost")?, tcp).await?))
+    }
+
+    /// One HTTP/1.1 connection.
+    pub async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
+        let (sender, connection) = hyper::client::conn::http1::handshake(self.dial(&self.connector).await?).await?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    /// One HTTP/2 connection, as client-go's: many requests at a time.
+    pub async fn connect_h2(&self) -> Result<http2::SendRequest<Full<Bytes>>> {
+        let io = self.dial(&self.connector_h2).await?;
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
         tokio::spawn(connection);
         Ok(sender)
     }
@@ -89,6 +106,8 @@ pub async fn call(sender: &mut SendRequest<Full<Bytes>>, call: &Call) -> Result<
         .header("host", "localhost")
         .header("content-type", "application/json")
         .body(Full::new(call.body.clone()))?;
+    // The last answer may be read before the connection's task has noticed that it is complete.
+    sender.ready().await?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
@@ -134,12 +153,26 @@ pub async fn run(
     }
     let wall = start.elapsed().as_secs_f64();
     ensure!(latencies.len() == total, "{} of {total} answered", latencies.len());
-    latencies.sort_unstable();
-    let cpu_ms_each = (figure::cpu_s(target.pid)? - cpu) * 1e3 / total as f64;
-    Ok(Report { rate: total as f64 / wall, latencies, cpu_ms_each })
+    Ok(Report::new(latencies, wall, figure::cpu_s(target.pid)? - cpu))
 }
 
 impl Report {
+    /// From what was seen in `wall_s` seconds and the server's CPU time.
+    pub fn new(mut latencies: Vec<Duration>, wall_s: f64, cpu_s: f64) -> Self {
+        latencies.sort_unstable();
+        let total = latencies.len() as f64;
+        Self { rate: total / wall_s, latencies, cpu_ms_each: cpu_s * 1e3 / total }
+    }
+
+    /// Prints the same figures beside a peer's.
+    pub fn against(&self, name: &str, peer: &str, theirs: &Self) {
+        let (ms, each) = (|r: &Self, q| figure::quantile_ms(&r.latencies, q), "ms/request");
+        figure::against(&format!("{name}_rate"), self.rate, "1/s", peer, theirs.rate);
+        figure::against(&format!("{name}_p50"), ms(self, 0.5), "ms", peer, ms(theirs, 0.5));
+        figure::against(&format!("{name}_p99"), ms(self, 0.99), "ms", peer, ms(theirs, 0.99));
+        figure::against(&format!("{name}_cpu"), self.cpu_ms_each, each, peer, theirs.cpu_ms_each);
+    }
+
     /// Prints rate, median, p99 and CPU under a common name.
     pub fn print(&self, name: &str) {
         figure::print(&format!("{name}_rate"), self.rate, "1/s");

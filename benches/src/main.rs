@@ -9,6 +9,7 @@ mod load;
 mod node;
 mod peers;
 mod proxy;
+mod watch;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -31,9 +32,10 @@ type Bench = fn(bool) -> Pin<Box<dyn Future<Output = Result<()>>>>;
 /// Every benchmark: name and function.
 const BENCHES: &[(&str, Bench)] = &[
     ("start", |quick| Box::pin(node::start(quick))),
-    ("api", |quick| Box::pin(api::all(quick))),
-    ("watch", |quick| Box::pin(api::watch_fan_out(quick))),
-    ("etcd", |quick| Box::pin(api::etcd_direct(quick))),
+    ("etcd", |quick| Box::pin(api::creates(quick))),
+    ("api", |quick| Box::pin(api::verbs(quick))),
+    ("watch", |quick| Box::pin(watch::fan_out(quick))),
+    ("objects", |quick| Box::pin(node::hundred_thousand(quick))),
     ("pod", |quick| Box::pin(node::pod_start(quick))),
     ("proxy", |quick| Box::pin(proxy::all(quick))),
 ];

@@ -23,8 +23,10 @@ pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("SCALEUP_BIN") {
         return path.into();
     }
+    // Beside the benchmarks, or above `deps/`, where tests are.
     let exe = std::env::current_exe().unwrap_or_default();
-    exe.ancestors().nth(2).map(|dir| dir.join("scaleup")).unwrap_or_default()
+    let beside = exe.ancestors().skip(1).take(2).map(|dir| dir.join("scaleup"));
+    beside.clone().find(|path| path.is_file()).or_else(|| beside.last()).unwrap_or_default()
 }
 
 /// A free TCP port on loopback.
