@@ -37,7 +37,9 @@ const BENCHES: &[(&str, Bench)] = &[
     ("watch", |quick| Box::pin(watch::fan_out(quick))),
     ("objects", |quick| Box::pin(node::hundred_thousand(quick))),
     ("pod", |quick| Box::pin(node::pod_start(quick))),
-    ("proxy", |quick| Box::pin(proxy::all(quick))),
+    ("proxy", |quick| Box::pin(proxy::l7::all(quick))),
+    ("proxy-tcp", |quick| Box::pin(proxy::l4::all(quick))),
+    ("proxy-change", |quick| Box::pin(proxy::change::all(quick))),
 ];
 
 #[tokio::main]

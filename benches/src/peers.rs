@@ -74,51 +74,74 @@ impl Peer {
         Self::start(&mut command, client, dir).await
     }
 
-    /// nginx that answers every request with `body_bytes` bytes.
-    pub async fn nginx_backend(body_bytes: usize) -> Result<Self> {
-        let port = free_port()?;
+    /// nginx that answers every request with `body` (a file, as nginx takes no long texts in its configuration).
+    pub async fn nginx_backend(body: &[u8]) -> Result<Self> {
+        let (dir, port) = (peer_dir()?, free_port()?);
+        std::fs::write(dir.path().join("body"), body)?;
         let server = format!(
-            "server {{ listen 0.0.0.0:{port} reuseport; location / {{ return 200 \"{}\"; }} }}",
-            "x".repeat(body_bytes)
+            "open_file_cache max=10; sendfile on; server {{ listen 0.0.0.0:{port} reuseport; location / {{ root {}; \
+             rewrite ^ /body break; }} }}",
+            dir.path().display()
         );
-        Self::nginx(port, &server).await
+        Self::nginx(dir, port, &format!("http {{ {HTTP} {server} }}")).await
     }
 
     /// nginx as a reverse proxy with keep-alive to its upstreams.
     pub async fn nginx_proxy(upstreams: &[String]) -> Result<Self> {
-        let port = free_port()?;
+        let (dir, port) = (peer_dir()?, free_port()?);
         let servers: String = upstreams.iter().map(|u| format!("server {u};")).collect();
+        // The headers are those that ours sets; the buffers hold the largest answer, so that none goes through a file.
         let server = format!(
-            "upstream b {{ {servers} keepalive 256; keepalive_requests 1000000; }} server {{ listen 127.0.0.1:{port} reuseport; location / {{ \
-             proxy_pass http://b; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host; \
-             proxy_set_header X-Forwarded-For $remote_addr; }} }}"
+            "upstream b {{ {servers} keepalive 256; keepalive_requests 1000000; }} server {{ listen 127.0.0.1:{port} reuseport; \
+             location / {{ proxy_pass http://b; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host; \
+             proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto http; \
+             proxy_set_header X-Forwarded-Host $host; proxy_buffers 8 16k; }} }}"
         );
-        Self::nginx(port, &server).await
+        Self::nginx(dir, port, &format!("http {{ {HTTP} {server} }}")).await
     }
 
-    async fn nginx(port: u16, server: &str) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("scaleup-bench-").tempdir()?;
-        let path = dir.path().display();
-        let config = format!(
-            "daemon off; worker_processes auto; pid {path}/pid; error_log {path}/error.log; worker_rlimit_nofile 65536; \
-             events {{ worker_connections 8192; }} http {{ access_log off; tcp_nodelay on; keepalive_requests 1000000; \
-             client_body_temp_path {path}/b; proxy_temp_path {path}/p; fastcgi_temp_path {path}/f; uwsgi_temp_path {path}/u; \
-             scgi_temp_path {path}/s; {server} }}"
+    /// nginx as a proxy of TCP connections.
+    pub async fn nginx_stream(upstreams: &[String]) -> Result<Self> {
+        let (dir, port) = (peer_dir()?, free_port()?);
+        let servers: String = upstreams.iter().map(|u| format!("server {u};")).collect();
+        let stream = format!(
+            "stream {{ tcp_nodelay on; upstream b {{ {servers} }} server {{ listen 127.0.0.1:{port} reuseport; proxy_pass b; }} }}"
         );
-        std::fs::write(dir.path().join("nginx.conf"), config)?;
+        Self::nginx(dir, port, &stream).await
+    }
+
+    /// nginx with one worker per core and without access logs.
+    async fn nginx(dir: tempfile::TempDir, port: u16, block: &str) -> Result<Self> {
+        let path = dir.path().display().to_string();
+        let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
+        let load = if block.starts_with("stream") { format!("load_module {module};") } else { String::new() };
+        let config = format!(
+            "{load} daemon off; worker_processes auto; pid {path}/pid; error_log {path}/error.log; worker_rlimit_nofile 16384; \
+             events {{ worker_connections 8192; }} {block}"
+        );
+        std::fs::write(dir.path().join("nginx.conf"), config.replace("DIR", &path))?;
         let mut command = Command::new("nginx");
         command.arg("-c").arg(dir.path().join("nginx.conf")).arg("-p").arg(dir.path()).args(["-e", "stderr"]);
         Self::start(&mut command, port, dir).await
     }
 
-    /// HAProxy as a reverse proxy with connection reuse.
+    /// HAProxy as a reverse proxy with connection reuse, setting the headers that ours sets.
     pub async fn haproxy(upstreams: &[String]) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("scaleup-bench-").tempdir()?;
-        let port = free_port()?;
+        let rules = "  http-request set-header X-Forwarded-Proto http\n  http-request set-header X-Forwarded-Host %[req.hdr(host)]\n";
+        Self::haproxy_with("  mode http\n  http-reuse always\n  option forwardfor\n", rules, upstreams).await
+    }
+
+    /// HAProxy as a proxy of TCP connections.
+    pub async fn haproxy_tcp(upstreams: &[String]) -> Result<Self> {
+        Self::haproxy_with("  mode tcp\n", "", upstreams).await
+    }
+
+    async fn haproxy_with(defaults: &str, rules: &str, upstreams: &[String]) -> Result<Self> {
+        let (dir, port) = (peer_dir()?, free_port()?);
         let servers: String = upstreams.iter().enumerate().map(|(i, u)| format!("  server s{i} {u}\n")).collect();
         let config = format!(
-            "global\n  maxconn 20000\n  nbthread {}\ndefaults\n  mode http\n  timeout client 60s\n  timeout server 60s\n  timeout connect 5s\n  \
-             http-reuse always\n  option forwardfor\nfrontend f\n  bind 127.0.0.1:{port}\n  default_backend b\nbackend b\n{servers}",
+            "global\n  maxconn 4096\n  nbthread {}\ndefaults\n{defaults}  timeout client 60s\n  timeout server 60s\n  timeout connect 5s\n\
+             frontend f\n  bind 127.0.0.1:{port}\n{rules}  default_backend b\nbackend b\n{servers}",
             std::thread::available_parallelism().map_or(2, usize::from)
         );
         std::fs::write(dir.path().join("haproxy.cfg"), config)?;
@@ -126,4 +149,15 @@ impl Peer {
         command.arg("-f").arg(dir.path().join("haproxy.cfg"));
         Self::start(&mut command, port, dir).await
     }
+}
+
+/// What every nginx here has in its `http` block; `DIR` is its directory.
+const HTTP: &str = "access_log off; tcp_nodelay on; keepalive_requests 1000000; client_body_temp_path DIR/b; \
+                    proxy_temp_path DIR/p; fastcgi_temp_path DIR/f; uwsgi_temp_path DIR/u; scgi_temp_path DIR/s;";
+
+fn peer_dir() -> Result<tempfile::TempDir> {
+    let dir = tempfile::Builder::new().prefix("scaleup-bench-").tempdir()?;
+    // nginx's workers are another user.
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(dir)
 }
