@@ -325,7 +325,7 @@ impl Conn<'_> {
                 // Nobody asked for another protocol; what follows on that connection is not HTTP.
                 return Err(Broke::Malformed);
             }
-            tunnel::join(self, upstream, record).await;
+            tunnel::upgrade(self, upstream, record).await;
             return Ok(After::Drop);
         }
         upstream.input.release(&worker.stock);

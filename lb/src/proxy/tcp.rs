@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use super::drain::{Drain, Phase};
 use super::pool;
-use super::tunnel::{COPY_BUFFER, Counted, Direction};
+use super::tunnel::{self, Direction};
 use super::worker::Worker;
 use crate::backend::{Backend, BackendCell, EndpointState, Tried};
 use crate::stats::add;
@@ -28,13 +28,13 @@ const MAX_CONNECT_ATTEMPTS: usize = 8;
 /// Serves one client connection.
 pub(crate) async fn serve(
     worker: &Rc<Worker>,
-    client: TcpStream,
+    mut client: TcpStream,
     peer: SocketAddr,
     cell: &BackendCell,
     drain: &Rc<Drain>,
 ) {
     let backend = cell.load_full();
-    let Some((endpoint, mut upstream)) = connect(worker, &backend, peer).await else {
+    let Some((endpoint, upstream)) = connect(worker, &backend, peer).await else {
         // A reset tells the client apart from an orderly end that nothing was served.
         let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
         return;
@@ -46,20 +46,18 @@ pub(crate) async fn serve(
     let thread = worker.index;
     let _in_flight = InFlight::begin(endpoint.clone(), thread);
     let shard = backend.stats.shard(thread);
-    let mut client = Counted {
-        stream: client,
-        count: |direction, bytes| match direction {
-            Direction::FromClient => {
-                add(&shard.bytes_in, bytes);
-                endpoint.usage().inspect(|usage| usage.received(thread, bytes));
-            }
-            Direction::ToClient => {
-                add(&shard.bytes_out, bytes);
-                endpoint.usage().inspect(|usage| usage.sent(thread, bytes));
-            }
-        },
+    let count = |direction, bytes| match direction {
+        Direction::FromClient => {
+            add(&shard.bytes_in, bytes);
+            endpoint.usage().inspect(|usage| usage.received(thread, bytes));
+        }
+        Direction::ToClient => {
+            add(&shard.bytes_out, bytes);
+            endpoint.usage().inspect(|usage| usage.sent(thread, bytes));
+        }
     };
-    let copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, COPY_BUFFER, COPY_BUFFER);
+    let (mut reader, mut writer) = client.split();
+    let copied = tunnel::join((&mut reader, &mut writer), upstream, Default::default(), &worker.stock, &count);
     tokio::select! {
         result = copied => {
             if let Err(error) = result {
