@@ -14,10 +14,10 @@ use tokio::net::tcp::ReadHalf;
 
 /// Bytes read at once where a head is expected: most messages fit whole.
 pub(crate) const SMALL: usize = 16 * 1024;
-/// Bytes read at once in the middle of a large body.
-pub(crate) const LARGE: usize = 64 * 1024;
-/// Pieces of each size that a thread keeps; more are freed.
-const MAX_STOCK: usize = 256;
+/// Bytes read at once in the middle of a large body, or when one is likely: 64 KiB with their head fit whole.
+pub(crate) const LARGE: usize = 80 * 1024;
+/// Memory that a thread keeps in pieces of each size, in bytes; more is freed.
+const MAX_STOCK_BYTES: usize = 4 * 1024 * 1024;
 
 /// Memory that connections of one thread lend each other.
 #[derive(Debug, Default)]
@@ -43,7 +43,7 @@ impl Stock {
     fn give(&self, memory: Box<[u8]>) {
         if let Some(stock) = self.of(memory.len()) {
             let mut stock = stock.borrow_mut();
-            if stock.len() < MAX_STOCK {
+            if stock.len() < MAX_STOCK_BYTES / memory.len() {
                 stock.push(memory);
             }
         }

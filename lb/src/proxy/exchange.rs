@@ -20,6 +20,8 @@ use super::response::{self, Hop, Response};
 const MAX_INFORMATIONAL: u32 = 8;
 /// Body bytes copied behind a head so that both leave in one piece; more go as a second one.
 const INLINE_BYTES: usize = 4 * 1024;
+/// A response body of up to this many bytes is passed on only when all of it is there, as nginx's buffering does.
+const WHOLE_BYTES: u64 = 8 * 1024;
 
 /// Why an exchange ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,6 +229,11 @@ impl Download<'_, '_, '_> {
             None => head.await?,
             Some(timeout) => tokio::time::timeout(timeout, head).await.map_err(|_| Broke::Timeout)??,
         };
+        if let Framing::Length(length) = response.framing
+            && length <= WHOLE_BYTES
+        {
+            self.gather(length, &mut watch).await?;
+        }
         record.answered(response.status);
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
@@ -287,6 +294,17 @@ impl Download<'_, '_, '_> {
             Poll::Pending
         })
         .await
+    }
+
+    /// Waits for the whole of a short body before anything of the response is passed on, so that another endpoint can answer
+    /// if this one ends in the middle.
+    async fn gather(&mut self, length: u64, watch: &mut Option<Watch<'_, '_>>) -> Result<(), Broke> {
+        while clamp(length, self.input.bytes().len()) as u64 != length {
+            if self.fill(SMALL, watch).await? == 0 {
+                return Err(Broke::Endpoint);
+            }
+        }
+        Ok(())
     }
 
     /// A body with a length: bytes pass as they are.

@@ -1,8 +1,8 @@
 //! HTTP/1.1: one client connection, request by request (RFC 9112).
 //!
 //! Retries: an endpoint that cannot be connected to is replaced by the next one. A request whose connection closed
-//! before any byte of a response is sent again when nothing of it was sent, or when it is idempotent and has no body.
-//! Nothing else is ever sent twice.
+//! before any byte of a response, or before a short response was complete, is sent again when nothing of it was sent, or
+//! when it is idempotent and has no body. Nothing else is ever sent twice.
 //!
 //! Timeouts: a connection has one timer, moved only when it fires. What moves per request is a plain deadline.
 

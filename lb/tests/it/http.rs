@@ -492,7 +492,7 @@ async fn a_response_that_breaks_off_is_not_passed_off_as_whole() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     tokio::spawn(async move {
-        for head in ["content-length: 100", "transfer-encoding: chunked"] {
+        for head in ["content-length: 100000", "transfer-encoding: chunked"] {
             let (mut stream, _) = listener.accept().await.unwrap();
             let _ = stream.read(&mut [0; 1024]).await;
             let reply = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n3\r\nabc\r\n");
@@ -504,6 +504,34 @@ async fn a_response_that_breaks_off_is_not_passed_off_as_whole() {
         let mut client = Client::connect(lab.addr).await;
         assert!(client.try_get("/").await.is_err());
     }
+    lab.stop().await;
+}
+
+/// An endpoint that is killed while it answers: short responses are whole or come from another endpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_response_that_breaks_off_is_asked_for_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc").await.unwrap();
+        }
+    });
+    let [good] = endpoints::<1>().await;
+    let lab = Lab::http(&[addr, good.addr]).await;
+    let mut client = Client::connect(lab.addr).await;
+    for _ in 0..6 {
+        assert_eq!(client.get("/").await.0, StatusCode::OK);
+    }
+    // What may have had an effect is not asked for twice: one of two POSTs meets the broken endpoint.
+    let mut codes = Vec::new();
+    for _ in 0..2 {
+        codes.push(Client::connect(lab.addr).await.post("/", text_body("x")).await.status().as_u16());
+    }
+    codes.sort_unstable();
+    assert_eq!(codes, [200, 502]);
     lab.stop().await;
 }
 
