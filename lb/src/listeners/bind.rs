@@ -2,11 +2,20 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 /// Connections the kernel completes while threads are busy.
 pub(crate) const BACKLOG: i32 = 4096;
+/// Silence after which a peer is probed, and the pause between probes.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Finds out about peers that vanished without a word.
+pub(crate) fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL)
+}
 
 /// Why a port cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +53,9 @@ pub(crate) fn bind(addr: SocketAddr, count: usize) -> Result<Vec<TcpListener>, B
     drop(socket(addr, false)?);
     let listen = || -> Result<TcpListener, BindError> {
         let socket = socket(addr, true)?;
+        // Linux hands these on to the connections, which therefore cost no calls of their own.
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&keepalive())?;
         socket.listen(BACKLOG)?;
         Ok(socket.into())
     };
@@ -74,6 +86,18 @@ mod tests {
         let ours = bind(taken, 3).expect("three sockets on one port");
         assert_eq!(ours.len(), 3);
         assert!(matches!(bind(taken, 1), Err(BindError::InUse)));
+    }
+
+    #[test]
+    fn connections_inherit_the_options_of_their_listener() {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a listener").local_addr().expect("an address");
+        let ours = bind(free, 1).expect("a socket");
+        let _client = std::net::TcpStream::connect(free).expect("a connection");
+        // The connection is complete, so accepting does not block although the listener would not wait.
+        let (accepted, _) = ours[0].accept().expect("the connection");
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().expect("an option") && socket.keepalive().expect("an option"));
+        assert_eq!(socket.tcp_keepalive_time().expect("an option"), KEEPALIVE_TIME);
     }
 
     #[test]

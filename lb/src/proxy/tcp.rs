@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::drain::{Drain, Phase};
@@ -16,11 +16,8 @@ use super::pool;
 use super::tunnel::{self, Direction};
 use super::worker::Worker;
 use crate::backend::{Backend, BackendCell, EndpointState, Tried};
+use crate::listeners::bind::keepalive;
 use crate::stats::add;
-
-/// Silence after which a peer is probed, and the pause between probes.
-const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Endpoints tried for a connection.
 const MAX_CONNECT_ATTEMPTS: usize = 8;
@@ -39,10 +36,8 @@ pub(crate) async fn serve(
         let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
         return;
     };
-    for stream in [&client, &upstream] {
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_TIME).with_interval(KEEPALIVE_INTERVAL);
-        let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
-    }
+    // The client's side has it from its listener.
+    let _ = SockRef::from(&upstream).set_tcp_keepalive(&keepalive());
     let thread = worker.index;
     let _in_flight = InFlight::begin(endpoint.clone(), thread);
     let shard = backend.stats.shard(thread);

@@ -179,8 +179,6 @@ fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, cell: &A
     let guard = ConnectionGuard::new(worker.clone(), cell.load().stats.clone());
     let (worker, cell, drain) = (worker.clone(), cell.clone(), drain.clone());
     tokio::task::spawn_local(async move {
-        // Only a socket that is already dead refuses this.
-        let _ = stream.set_nodelay(true);
         let app = cell.load().app;
         match app {
             AppProtocol::Http => http::serve(worker, stream, peer, cell, drain).await,
