@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use scaleup_tests::cluster::{Cluster, Options};
 use scaleup_tests::docker::containers_of;
-use scaleup_tests::full_drill;
 use scaleup_tests::http::Api;
+use scaleup_tests::{eventually, full_drill};
 use serde_json::json;
 
 use crate::{Cx, trials};
@@ -21,8 +21,8 @@ pub fn tests(cx: &Cx) -> Vec<Trial> {
 
 /// Writers at once.
 const WRITERS: usize = 8;
-/// A kill comes after so much load.
-const LOAD: Duration = Duration::from_millis(400);
+/// A kill comes after so many acknowledged writes of a round: counted, not timed, so that a busy machine proves as much.
+const WRITES_PER_ROUND: usize = 40;
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
 /// What was acknowledged: the newest value and revision per object.
@@ -82,7 +82,16 @@ async fn drill_kill_nine_under_load(_: Cx) -> Result<()> {
         for writer in 0..WRITERS {
             writers.spawn(write_until_it_dies(api.clone(), writer, round, acknowledged.clone()));
         }
-        tokio::time::sleep(LOAD).await;
+        eventually("enough writes are acknowledged", || async {
+            let now = acknowledged
+                .lock()
+                .map_err(|_| anyhow::anyhow!("poisoned"))?
+                .values()
+                .filter(|(_, at)| *at > last)
+                .count();
+            Ok((now >= WRITES_PER_ROUND).then_some(()))
+        })
+        .await?;
         cluster.kill().await?;
         let start = Instant::now();
         cluster.launch().await?;
@@ -94,7 +103,7 @@ async fn drill_kill_nine_under_load(_: Cx) -> Result<()> {
     }
     ready.sort_unstable();
     let writes = acknowledged.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.len();
-    ensure!(writes > rounds * WRITERS, "only {writes} objects were acknowledged");
+    ensure!(writes >= rounds * WRITES_PER_ROUND, "only {writes} objects were acknowledged");
     // The agent reattaches: the same containers, none restarted.
     let kubectl = cluster.kubectl();
     kubectl.ok("-n web rollout status deployment/web --timeout=60s").await?;

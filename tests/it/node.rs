@@ -181,7 +181,7 @@ async fn probes(cx: Cx) -> Result<()> {
     let kubectl = cx.docker().await?.kubectl();
     let ns = "node-probes";
     kubectl.namespace(ns).await?;
-    let exec = |path: &str| json!({"exec": {"command": ["cat", path]}, "periodSeconds": 1, "failureThreshold": 1});
+    let exec = |path: &str| json!({"exec": {"command": ["cat", path]}, "periodSeconds": 1, "timeoutSeconds": 20, "failureThreshold": 1});
     apply(
         &kubectl,
         ns,
