@@ -229,8 +229,9 @@ impl Drop for Cluster {
             let _ = child.kill();
             let _ = child.wait();
         }
-        if self.options.runtime == "docker" {
-            crate::docker::remove_node(&self.node);
+        match self.options.runtime {
+            "docker" => crate::docker::remove_node(&self.node),
+            _ => crate::docker::remove_table(&self.node),
         }
     }
 }

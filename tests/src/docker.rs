@@ -1,4 +1,4 @@
-//! Docker as a person sees it: the command line.
+//! Docker as a person sees it, the command line; and what an instance leaves on the machine.
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -32,8 +32,14 @@ pub fn containers_of(node: &str, all: bool) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-/// Removes everything that a node's agent made in Docker.
+/// Removes the node's nftables table: it outlives the platform on purpose, so that pods go on without it.
+pub fn remove_table(node: &str) {
+    let _ = Command::new("nft").args(["delete", "table", "ip", &format!("scaleup-{node}")]).output();
+}
+
+/// Removes everything that a node's agent and load balancer made on this machine.
 pub fn remove_node(node: &str) {
+    remove_table(node);
     for id in containers_of(node, true).unwrap_or_default() {
         let _ = docker(&["rm", "-f", &id]);
     }
