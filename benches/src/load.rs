@@ -164,6 +164,14 @@ impl Report {
         Self { rate: total / wall_s, latencies, cpu_ms_each: cpu_s * 1e3 / total }
     }
 
+    /// Several runs as one.
+    pub fn pooled(runs: Vec<Self>) -> Self {
+        let requests = |r: &Self| r.latencies.len() as f64;
+        let wall_s = runs.iter().map(|r| requests(r) / r.rate).sum();
+        let cpu_s = runs.iter().map(|r| requests(r) * r.cpu_ms_each / 1e3).sum();
+        Self::new(runs.into_iter().flat_map(|r| r.latencies).collect(), wall_s, cpu_s)
+    }
+
     /// Prints the same figures beside a peer's.
     pub fn against(&self, name: &str, peer: &str, theirs: &Self) {
         let (ms, each) = (|r: &Self, q| figure::quantile_ms(&r.latencies, q), "ms/request");
