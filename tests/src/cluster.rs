@@ -18,6 +18,17 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 /// Instances of this process so far; each takes ranges of its own.
 static INSTANCES: AtomicU16 = AtomicU16::new(0);
 
+/// Ranges that instances at one time may have, of this process and of others (a benchmark beside a test).
+const SLOTS: u32 = 60;
+/// Node ports of an instance.
+const NODE_PORTS: u16 = 45;
+
+/// Which ranges an instance takes.
+fn slot(number: u16) -> u16 {
+    let spread = std::process::id().wrapping_mul(7).wrapping_add(u32::from(number)) % SLOTS;
+    u16::try_from(spread).unwrap_or_default()
+}
+
 /// The binary under test.
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("SCALEUP_BIN") {
@@ -70,11 +81,11 @@ impl Cluster {
     /// Starts an instance and waits until it is ready.
     pub async fn start(options: Options) -> Result<Self> {
         let number = INSTANCES.fetch_add(1, Ordering::Relaxed);
-        let first = 30_000 + number * 100;
+        let first = 30_000 + slot(number) * NODE_PORTS;
         let mut cluster = Self {
             dir: tempfile::Builder::new().prefix("scaleup-it-").tempdir()?,
             port: free_port()?,
-            node_ports: (first, first + 99),
+            node_ports: (first, first + NODE_PORTS - 1),
             node: format!("it-{}-{number}", std::process::id()),
             options,
             child: None,
@@ -88,7 +99,7 @@ impl Cluster {
     pub fn command(&self) -> Command {
         let mut command = Command::new(binary());
         // Ranges that no other instance on this machine has: 10.96/16 and 10.244/16 are left to a person's own.
-        let (service, pods) = (100 + self.number % 60, 160 + self.number % 60);
+        let (service, pods) = (100 + slot(self.number), 160 + slot(self.number));
         command
             .arg("up")
             .arg("--data-dir")
