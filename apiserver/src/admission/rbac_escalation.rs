@@ -12,6 +12,7 @@ use crate::auth::rbac::escalation::{confirm, exempt, full_authority, may_bind, m
 use crate::auth::rbac::rule::Rule;
 use crate::auth::rbac::{Authorizer, RBAC_GROUP};
 use crate::error::ApiError;
+use crate::handler::storage::cache_error;
 
 pub(super) struct RbacEscalation;
 
@@ -24,6 +25,8 @@ impl Plugin for RbacEscalation {
         if attributes.resource.group != RBAC_GROUP || attributes.deletes() || exempt(attributes.user) {
             return Ok(());
         }
+        // Upstream reads the roles from its store here; another API server may just have written them.
+        server.caches.catch_up().await.map_err(cache_error)?;
         match &*attributes.resource.plural {
             "roles" | "clusterroles" => check_role(&server.authorizer, attributes),
             "rolebindings" | "clusterrolebindings" => check_binding(&server.authorizer, attributes),

@@ -334,6 +334,33 @@ async fn reviews_answer_what_kubectl_asks() {
     assert_eq!((status, &answer["status"]["allowed"]), (201, &json!(true)), "{answer}");
 }
 
+/// What a client was told is done counts for its very next request, however far the cache is behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_can_be_bound_at_once_and_a_revoked_one_is_gone_at_once() {
+    let rig = Rig::new().await;
+    let base = format!("/apis/{RBAC_GROUP}/v1/namespaces/default");
+    let rule = json!([{"apiGroups": [RBAC_GROUP], "resources": ["roles", "rolebindings"], "verbs": ["create", "get"]}]);
+    let role = |name: &str| json!({"apiVersion": format!("{RBAC_GROUP}/v1"), "kind": "Role", "metadata": {"name": name}, "rules": rule});
+    let binding = |name: &str, who: &str| {
+        json!({"apiVersion": format!("{RBAC_GROUP}/v1"), "kind": "RoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": RBAC_GROUP, "kind": "Role", "name": name},
+            "subjects": [{"kind": "User", "apiGroup": RBAC_GROUP, "name": who}]})
+    };
+    for round in 0..100 {
+        let who = named(&format!("maker-{round}"));
+        let (first, second) = (format!("first-{round}"), format!("second-{round}"));
+        rig.make(&format!("{base}/roles"), role(&first)).await;
+        rig.make(&format!("{base}/rolebindings"), binding(&first, &format!("maker-{round}"))).await;
+        let (status, answer) = rig.post(&who, &format!("{base}/roles"), role(&second)).await;
+        assert_eq!(status, 201, "{answer}");
+        let (status, answer) = rig.post(&who, &format!("{base}/rolebindings"), binding(&second, "somebody")).await;
+        assert_eq!(status, 201, "{answer}");
+        let path = format!("{base}/rolebindings/{first}");
+        assert_eq!(rig.ask(&admin(), Method::DELETE, &path, Value::Null).await.0, 200);
+        assert_eq!(rig.get(&who, &format!("{base}/roles/{first}")).await.0, 403);
+    }
+}
+
 #[tokio::test]
 async fn aggregated_roles_show_their_rules() {
     let rig = Rig::new().await;

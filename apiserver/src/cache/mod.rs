@@ -39,6 +39,9 @@ pub const ROOT: &str = "/registry/";
 /// How long a consistent read waits for the cache to catch up with the store, as upstream's `blockTimeout`.
 pub const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long a request waits for this server's own earlier writes before it is decided on what the cache has.
+pub const OWN_WRITES_TIMEOUT: Duration = Duration::from_millis(250);
+
 /// One object as served: ready-to-send JSON with `resourceVersion` in place, and what selectors need.
 #[derive(Debug)]
 pub struct Cached {
@@ -290,18 +293,31 @@ impl Caches {
         self.wait_for(target).await
     }
 
+    /// Waits until every write that this server has answered is visible, at most [`OWN_WRITES_TIMEOUT`]: what a client was
+    /// told is done (a role, a binding, an account) counts for its next request. Never asks the store.
+    pub async fn see_own_writes(&self) {
+        self.reach(self.written.load(Ordering::Acquire), OWN_WRITES_TIMEOUT).await;
+    }
+
     /// Waits until every change up to `revision` is visible, at most [`CATCH_UP_TIMEOUT`].
     pub async fn wait_for(&self, revision: Revision) -> Result<(), CacheError> {
+        if self.reach(revision, CATCH_UP_TIMEOUT).await {
+            Ok(())
+        } else if !self.is_synced() {
+            Err(CacheError::NotReady)
+        } else {
+            Err(CacheError::TooLarge { requested: revision, current: self.progress() })
+        }
+    }
+
+    /// Whether `revision` was reached within `limit`.
+    async fn reach(&self, revision: Revision, limit: Duration) -> bool {
         if self.reached(revision) {
-            return Ok(());
+            return true;
         }
         let mut changed = self.progress_changed.subscribe();
         let reached = async { while !self.reached(revision) && changed.changed().await.is_ok() {} };
-        match tokio::time::timeout(CATCH_UP_TIMEOUT, reached).await {
-            Ok(()) => Ok(()),
-            Err(_) if !self.is_synced() => Err(CacheError::NotReady),
-            Err(_) => Err(CacheError::TooLarge { requested: revision, current: self.progress() }),
-        }
+        tokio::time::timeout(limit, reached).await.is_ok()
     }
 
     fn reached(&self, revision: Revision) -> bool {

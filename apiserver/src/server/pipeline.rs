@@ -203,6 +203,9 @@ async fn admitted(
     mut request: Request,
     next: Next,
 ) -> Result<Response<Body>, ApiError> {
+    if about.asked.is_some() {
+        server.caches.see_own_writes().await;
+    }
     authorize(server, about, user, request.uri().path())?;
     if about.target == Target::Malformed {
         return Err(ApiError::no_such_path());
