@@ -2,12 +2,14 @@
 //!
 //! Pure functions over k8s-openapi types. Nothing here does I/O, and nothing here knows the store, the API server or a role.
 
+pub mod kind;
 pub mod names;
 pub mod owner;
 pub mod pods;
 pub mod quantity;
 pub mod selector;
 pub mod time;
+pub mod traffic;
 pub mod well_known;
 
 pub use quantity::Quantity;

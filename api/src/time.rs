@@ -1,7 +1,7 @@
 //! The one door to the wall clock for API timestamps.
 
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
-use k8s_openapi::jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
 fn rounded(unit: Unit) -> Timestamp {
     let now = Timestamp::now();
