@@ -1,9 +1,10 @@
 # Every target sets up what it needs first; see README.md.
 .PHONY: setup run test demo bench drill fmt lint
-export PATH := $(HOME)/.cargo/bin:$(PATH)
+# nft and dockerd are where `su` and plain users do not look.
+export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 release := $(or $(CARGO_TARGET_DIR),target)/release
 # The platform needs root for Docker and nftables; data and kubeconfig are the caller's all the same.
-as_root := $(if $(filter-out 0,$(shell id -u)),sudo -E env HOME="$(HOME)" PATH="$(PATH):/usr/sbin:/sbin")
+as_root := $(if $(filter-out 0,$(shell id -u)),sudo -E env HOME="$(HOME)" PATH="$(PATH)")
 
 setup:
 	@scripts/setup run
