@@ -1,6 +1,10 @@
 # Every target sets up what it needs first; see README.md.
 .PHONY: setup run test demo bench drill fmt lint
-export PATH := $(HOME)/.cargo/bin:$(PATH)
+# nft and dockerd are where `su` and plain users do not look.
+export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
+release := $(or $(CARGO_TARGET_DIR),target)/release
+# The platform needs root for Docker and nftables; data and kubeconfig are the caller's all the same.
+as_root := $(if $(filter-out 0,$(shell id -u)),sudo -E env HOME="$(HOME)" PATH="$(PATH)")
 
 setup:
 	@scripts/setup run
@@ -8,7 +12,7 @@ setup:
 # Builds and starts everything on embedded defaults, in the foreground. ARGS="--listen 0.0.0.0:6443" adds flags.
 run: setup
 	cargo build --release --locked -p scaleup
-	exec target/release/scaleup up $(ARGS)
+	exec $(as_root) $(release)/scaleup up $(ARGS)
 
 # Deploys examples/web on the running platform and asks it through the load balancer.
 demo: setup
@@ -23,7 +27,7 @@ test:
 bench:
 	@scripts/setup bench
 	cargo build --release --locked -p scaleup -p scaleup-benches
-	target/release/scaleup-benches $(ARGS)
+	$(as_root) $(release)/scaleup-benches $(ARGS)
 
 # The fault drills at their full counts.
 drill:

@@ -34,7 +34,9 @@ impl Peer {
     async fn start(command: &mut Command, port: u16, dir: tempfile::TempDir) -> Result<Self> {
         let log = std::fs::File::create(dir.path().join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {command:?}; scripts/setup bench installs the peers"))?;
         let mut peer = Self { port, child, _dir: dir };
         let start = Instant::now();
         while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {

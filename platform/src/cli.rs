@@ -374,7 +374,8 @@ fn duration(text: &str) -> Result<Duration, String> {
     parsed.filter(|s| *s > 0).map(Duration::from_secs).ok_or_else(|| "expected a time such as 40s or 5m".to_owned())
 }
 
-fn default_data_dir() -> PathBuf {
+/// `~/.scaleup`, or the system's directory for a user without a home.
+pub fn default_data_dir() -> PathBuf {
     std::env::var_os("HOME")
         .map_or_else(|| PathBuf::from("/var/lib/scaleup"), |home| PathBuf::from(home).join(".scaleup"))
 }

@@ -39,6 +39,7 @@ impl Opened {
         let admin =
             Kubeconfig { cluster: CLUSTER, server: &url, user: "kubernetes-admin", groups: &["system:masters"] };
         server.ca.ensure_kubeconfig(&kubeconfig, &admin)?;
+        preflight::give_to_caller(dir, &kubeconfig);
         Ok((Self { server, url, kubeconfig, store, _lock: lock }, listener))
     }
 

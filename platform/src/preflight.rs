@@ -89,6 +89,20 @@ pub fn check_clock(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Under sudo, gives the data directory and the kubeconfig to the person who called it, whose kubectl reads them.
+pub fn give_to_caller(dir: &Path, kubeconfig: &Path) {
+    let id = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    let (Some(user), Some(group)) = (id("SUDO_UID"), id("SUDO_GID")) else { return };
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    for path in [dir, kubeconfig] {
+        if let Err(error) = std::os::unix::fs::lchown(path, Some(user), Some(group)) {
+            tracing::warn!(%error, "cannot give {} to user {user}", path.display());
+        }
+    }
+}
+
 /// Binds the API's port.
 pub async fn bind(listen: SocketAddr) -> Result<tokio::net::TcpListener> {
     tokio::net::TcpListener::bind(listen).await.map_err(|e| match e.kind() {

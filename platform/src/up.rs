@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::UpArgs;
 use crate::issue::Serving;
 use crate::opened::Opened;
-use crate::{alone, process, roles};
+use crate::{alone, cli, process, roles};
 
 /// A role's name and how it ended.
 type Ended = (&'static str, Result<()>);
@@ -101,11 +101,22 @@ fn node_serving(ca: &Ca, node: &str, node_ip: std::net::IpAddr) -> Result<Servin
 
 /// Says where everything is and what to do next.
 fn greet(args: &UpArgs, url: &str, kubeconfig: &Path) {
+    let dir = args.data.data_dir.as_path();
+    let demo = if dir == cli::default_data_dir() {
+        "make demo".to_owned()
+    } else {
+        format!("SCALEUP_DATA_DIR={} make demo", dir.display())
+    };
+    let lb = match args.lb.lb_bind {
+        bind if bind.is_unspecified() => "every address of this machine".to_owned(),
+        bind => bind.to_string(),
+    };
     let kubeconfig = kubeconfig.display();
-    println!("\nScaleUp is ready.");
+    let pods = if args.node.stop_pods { "containers are stopped too" } else { "containers stay up" };
+    println!("\nScaleUp is ready. Ctrl-C stops it; {pods}.");
     println!("  API            {url}");
     println!("  kubeconfig     {kubeconfig}");
-    println!("  load balancer  {}: each Service of type LoadBalancer at its own port", args.lb.lb_bind);
-    println!("  next           export KUBECONFIG={kubeconfig} && kubectl get nodes");
-    println!("                 or, in a checkout: make demo\n");
+    println!("  load balancer  {lb}; each Service of type LoadBalancer has its own port there");
+    println!("  next           in another terminal: {demo}");
+    println!("                 then: export KUBECONFIG={kubeconfig} && kubectl get nodes\n");
 }

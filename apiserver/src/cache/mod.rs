@@ -260,7 +260,12 @@ impl Caches {
 
     /// Follows the store until `shutdown`; never returns early.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        shutdown.run_until_cancelled(dispatch::run(&self)).await;
+        // In this order: the store closes right after, and its end is then nothing to warn of.
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {}
+            () = dispatch::run(&self) => {}
+        }
     }
 
     /// The cache of the row that stores this group and plural.
