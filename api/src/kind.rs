@@ -4,6 +4,7 @@
 use std::marker::PhantomData;
 
 use k8s_openapi::Resource;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
@@ -58,6 +59,23 @@ macro_rules! constant {
 constant!(ApiVersion, API_VERSION);
 constant!(Kind, KIND);
 
+/// In derived schemas: marks a property that an object must have.
+pub const REQUIRED: &str = "x-required";
+
+/// What every kind declared with [`kind!`] has.
+pub trait Object: Resource + k8s_openapi::Metadata<Ty = ObjectMeta> {
+    /// What is wanted.
+    type Spec;
+    /// What is observed; `()` for kinds without a status.
+    type Status;
+    /// Spec and status.
+    fn parts(&self) -> (&Self::Spec, Option<&Self::Status>);
+    /// Spec and status.
+    fn parts_mut(&mut self) -> (&mut Self::Spec, Option<&mut Self::Status>);
+    /// Replaces the status; nothing happens to kinds without one.
+    fn set_status(&mut self, status: Option<Self::Status>);
+}
+
 /// Declares a kind: `kind!(/// docs TrafficPolicy, "traffic.scaleup.dev", "v1", "trafficpolicies", Namespace, Spec, Status,
 /// "dev.scaleup.traffic.v1.TrafficPolicy")`. The scope is `Namespace` or `Cluster`; `-` for the status is a kind without one; the last argument
 /// is the schema's name.
@@ -66,6 +84,17 @@ macro_rules! kind {
     ($(#[$doc:meta])* $name:ident, $group:literal, $version:literal, $plural:literal, $scope:ident, $spec:ty, -, $schema:literal) => {
         $crate::kind!(@type [$(#[$doc])*] $name, $spec, $schema, {});
         $crate::kind!(@traits $name, $group, $version, $plural, $scope);
+        impl $crate::kind::Object for $name {
+            type Spec = $spec;
+            type Status = ();
+            fn parts(&self) -> (&$spec, Option<&()>) {
+                (&self.spec, None)
+            }
+            fn parts_mut(&mut self) -> (&mut $spec, Option<&mut ()>) {
+                (&mut self.spec, None)
+            }
+            fn set_status(&mut self, _: Option<()>) {}
+        }
     };
     ($(#[$doc:meta])* $name:ident, $group:literal, $version:literal, $plural:literal, $scope:ident, $spec:ty, $status:ty, $schema:literal) => {
         $crate::kind!(@type [$(#[$doc])*] $name, $spec, $schema, {
@@ -74,6 +103,19 @@ macro_rules! kind {
             pub status: Option<$status>,
         });
         $crate::kind!(@traits $name, $group, $version, $plural, $scope);
+        impl $crate::kind::Object for $name {
+            type Spec = $spec;
+            type Status = $status;
+            fn parts(&self) -> (&$spec, Option<&$status>) {
+                (&self.spec, self.status.as_ref())
+            }
+            fn parts_mut(&mut self) -> (&mut $spec, Option<&mut $status>) {
+                (&mut self.spec, self.status.as_mut())
+            }
+            fn set_status(&mut self, status: Option<$status>) {
+                self.status = status;
+            }
+        }
     };
     (@type [$(#[$doc:meta])*] $name:ident, $spec:ty, $schema:literal, {$($status:tt)*}) => {
         $(#[$doc])*
@@ -88,7 +130,7 @@ macro_rules! kind {
             /// Standard object's metadata.
             pub metadata: ::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
             /// What is wanted.
-            #[schemars(required)]
+            #[schemars(extend("x-required" = true))]
             pub spec: $spec,
             $($status)*
         }

@@ -13,7 +13,7 @@ macro_rules! data {
         #[serde(rename_all = "camelCase", default)]
         #[schemars(rename = $schema)]
         pub struct $name {
-            $($($(#[$required_doc])* #[schemars(required)] pub $required: $required_type,)*)?
+            $($($(#[$required_doc])* #[schemars(extend("x-required" = true))] pub $required: $required_type,)*)?
             $($(#[$field_doc])* #[serde(skip_serializing_if = "crate::traffic::is_empty")] pub $field: $type,)*
         }
     };
