@@ -74,7 +74,7 @@ mod tests {
         let newer = class("c", "true", "2024-02-01T00:00:00Z");
         check(&[old.clone(), other, newer], plain, json!("c"));
         let named = json!({"metadata": {"name": "i", "namespace": "n"}, "spec": {"ingressClassName": "x"}});
-        check(&[old.clone()], named, json!("x"));
+        check(std::slice::from_ref(&old), named, json!("x"));
         let annotated = json!({"metadata": {"annotations": {CLASS_ANNOTATION: "x"}}, "spec": {}});
         check(&[old], annotated, Value::Null);
     }

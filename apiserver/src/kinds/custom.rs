@@ -60,6 +60,12 @@ impl<T> CustomRules<T> {
     }
 }
 
+impl<T> Default for CustomRules<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> Rules for CustomRules<T>
 where
     T: Object<Spec: SpecRules, Status: StatusRules> + Serialize + DeserializeOwned + Send + 'static,

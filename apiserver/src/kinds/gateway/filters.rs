@@ -217,7 +217,7 @@ fn path_modifier(errors: &mut Errors, at: &Path<'_>, path: Option<&HTTPPathModif
 }
 
 fn validate_cors(errors: &mut Errors, at: &Path<'_>, cors: &HTTPCORSFilter) {
-    let lists: [(&str, &[String], usize, fn(&str) -> Result<(), String>); 4] = [
+    let lists: [(&str, &[String], usize, text::Check); 4] = [
         ("allowOrigins", &cors.allow_origins, MAX_CORS, text::origin),
         ("allowMethods", &cors.allow_methods, MAX_CORS_METHODS, cors_method),
         ("allowHeaders", &cors.allow_headers, MAX_CORS, text::token),

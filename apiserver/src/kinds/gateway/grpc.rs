@@ -75,7 +75,7 @@ fn validate_match(errors: &mut Errors, at: &Path<'_>, one: &GRPCRouteMatch) {
         errors.push(FieldError::required(at, "one or both of 'service' and 'method' must be specified"));
     }
     let exact = method.r#type.as_deref().is_none_or(|t| t == "Exact");
-    let parts: [(&str, &Option<String>, fn(&str) -> Result<(), String>); 2] =
+    let parts: [(&str, &Option<String>, text::Check); 2] =
         [("service", &method.service, text::grpc_service), ("method", &method.method, text::grpc_method)];
     for (member, value, check) in parts {
         let Some(value) = value else { continue };

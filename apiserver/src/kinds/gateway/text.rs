@@ -12,6 +12,9 @@ pub const MAX_HEADER_NAME: usize = 256;
 /// Longest value of a header.
 pub const MAX_HEADER_VALUE: usize = 4096;
 
+/// A check of a format: `Err` says what the text must be.
+pub type Check = fn(&str) -> Result<(), String>;
+
 fn check(good: bool, why: &str) -> Result<(), String> {
     if good { Ok(()) } else { Err(why.into()) }
 }
@@ -157,7 +160,7 @@ pub fn grpc_method(text: &str) -> Result<(), String> {
 }
 
 /// A required text of a format, at most `max` bytes.
-pub fn required(errors: &mut Errors, path: &Path<'_>, text: &str, max: usize, check: fn(&str) -> Result<(), String>) {
+pub fn required(errors: &mut Errors, path: &Path<'_>, text: &str, max: usize, check: Check) {
     length(errors, path, text, max);
     if text.len() <= max {
         field::required_format(errors, path, text, check);
@@ -165,13 +168,7 @@ pub fn required(errors: &mut Errors, path: &Path<'_>, text: &str, max: usize, ch
 }
 
 /// A text of a format that may be absent, but not empty.
-pub fn optional(
-    errors: &mut Errors,
-    path: &Path<'_>,
-    text: &Option<String>,
-    max: usize,
-    check: fn(&str) -> Result<(), String>,
-) {
+pub fn optional(errors: &mut Errors, path: &Path<'_>, text: &Option<String>, max: usize, check: Check) {
     if let Some(text) = text {
         required(errors, path, text, max, check);
     }
@@ -187,7 +184,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn holds(check: fn(&str) -> Result<(), String>, good: &[&str], bad: &[&str]) {
+    fn holds(check: Check, good: &[&str], bad: &[&str]) {
         for text in good {
             assert_eq!(check(text), Ok(()), "{text:?}");
         }
