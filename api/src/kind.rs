@@ -4,6 +4,7 @@
 use std::marker::PhantomData;
 
 use k8s_openapi::Resource;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
@@ -58,11 +59,65 @@ macro_rules! constant {
 constant!(ApiVersion, API_VERSION);
 constant!(Kind, KIND);
 
+/// In derived schemas: marks a property that an object must have.
+pub const REQUIRED: &str = "x-required";
+
+/// What every kind declared with [`kind!`] has.
+pub trait Object: Resource + k8s_openapi::Metadata<Ty = ObjectMeta> {
+    /// What is wanted.
+    type Spec;
+    /// What is observed; `()` for kinds without a status.
+    type Status;
+    /// Spec and status.
+    fn parts(&self) -> (&Self::Spec, Option<&Self::Status>);
+    /// Spec and status.
+    fn parts_mut(&mut self) -> (&mut Self::Spec, Option<&mut Self::Status>);
+    /// Replaces the status; nothing happens to kinds without one.
+    fn set_status(&mut self, status: Option<Self::Status>);
+}
+
 /// Declares a kind: `kind!(/// docs TrafficPolicy, "traffic.scaleup.dev", "v1", "trafficpolicies", Namespace, Spec, Status,
-/// "dev.scaleup.traffic.v1.TrafficPolicy")`. The scope is `Namespace` or `Cluster`; the last argument is the schema's name.
+/// "dev.scaleup.traffic.v1.TrafficPolicy")`. The scope is `Namespace` or `Cluster`; `-` for the status is a kind without one; the last argument
+/// is the schema's name.
 #[macro_export]
 macro_rules! kind {
+    ($(#[$doc:meta])* $name:ident, $group:literal, $version:literal, $plural:literal, $scope:ident, $spec:ty, -, $schema:literal) => {
+        $crate::kind!(@type [$(#[$doc])*] $name, $spec, $schema, {});
+        $crate::kind!(@traits $name, $group, $version, $plural, $scope);
+        impl $crate::kind::Object for $name {
+            type Spec = $spec;
+            type Status = ();
+            fn parts(&self) -> (&$spec, Option<&()>) {
+                (&self.spec, None)
+            }
+            fn parts_mut(&mut self) -> (&mut $spec, Option<&mut ()>) {
+                (&mut self.spec, None)
+            }
+            fn set_status(&mut self, _: Option<()>) {}
+        }
+    };
     ($(#[$doc:meta])* $name:ident, $group:literal, $version:literal, $plural:literal, $scope:ident, $spec:ty, $status:ty, $schema:literal) => {
+        $crate::kind!(@type [$(#[$doc])*] $name, $spec, $schema, {
+            /// What is observed; written by the platform.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub status: Option<$status>,
+        });
+        $crate::kind!(@traits $name, $group, $version, $plural, $scope);
+        impl $crate::kind::Object for $name {
+            type Spec = $spec;
+            type Status = $status;
+            fn parts(&self) -> (&$spec, Option<&$status>) {
+                (&self.spec, self.status.as_ref())
+            }
+            fn parts_mut(&mut self) -> (&mut $spec, Option<&mut $status>) {
+                (&mut self.spec, self.status.as_mut())
+            }
+            fn set_status(&mut self, status: Option<$status>) {
+                self.status = status;
+            }
+        }
+    };
+    (@type [$(#[$doc:meta])*] $name:ident, $spec:ty, $schema:literal, {$($status:tt)*}) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, PartialEq, ::serde::Serialize, ::serde::Deserialize, ::schemars::JsonSchema)]
         #[serde(rename_all = "camelCase", default)]
@@ -75,11 +130,12 @@ macro_rules! kind {
             /// Standard object's metadata.
             pub metadata: ::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
             /// What is wanted.
+            #[schemars(extend("x-required" = true))]
             pub spec: $spec,
-            /// What is observed; written by the platform.
-            #[serde(skip_serializing_if = "Option::is_none")]
-            pub status: Option<$status>,
+            $($status)*
         }
+    };
+    (@traits $name:ident, $group:literal, $version:literal, $plural:literal, $scope:ident) => {
         impl ::k8s_openapi::Resource for $name {
             const API_VERSION: &'static str = concat!($group, "/", $version);
             const GROUP: &'static str = $group;

@@ -1,4 +1,5 @@
-//! What a cluster has before anybody asks: system namespaces, the `kubernetes` Service, priority classes, RBAC policy.
+//! What a cluster has before anybody asks: system namespaces, the `kubernetes` Service, priority classes, classes of Ingresses and
+//! Gateways, RBAC policy.
 //!
 //! Everything is created through the generic handler, so that it is defaulted and validated like anybody's. What is
 //! there already is left alone, except RBAC policy, which gets back what it lacks. Also the sweeper of old events.
@@ -17,6 +18,7 @@ use crate::auth::policy;
 use crate::cache::{Cached, Reader};
 use crate::error::ApiError;
 use crate::handler::{Context, Resolved, storage, write};
+use crate::kinds;
 use crate::registry::Verb;
 use crate::request::{FieldValidation, WriteOptions};
 use crate::user::UserInfo;
@@ -60,7 +62,7 @@ pub async fn run_once(server: &Arc<Server>) -> Result<(), ApiError> {
     for name in NAMESPACES {
         ensure_object(server, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).await?;
     }
-    for object in priority_classes() {
+    for object in priority_classes().into_iter().chain(traffic_classes()) {
         ensure_object(server, object).await?;
     }
     for object in policy::bootstrap_objects() {
@@ -88,6 +90,18 @@ fn priority_classes() -> [Value; 2] {
             2_000_000_000,
             "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
         ),
+    ]
+}
+
+/// The classes of Ingresses and Gateways that our load balancer serves. Ingresses without a class are its, until an administrator says otherwise.
+fn traffic_classes() -> [Value; 2] {
+    let default = kinds::ingress::DEFAULT_CLASS_ANNOTATION;
+    [
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "IngressClass",
+            "metadata": {"name": "scaleup", "annotations": {default: "true"}},
+            "spec": {"controller": "scaleup.dev/ingress"}}),
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass", "metadata": {"name": "scaleup"},
+            "spec": {"controllerName": "scaleup.dev/gateway", "description": "The platform's own load balancer"}}),
     ]
 }
 

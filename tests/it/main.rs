@@ -8,6 +8,7 @@ mod bad_input;
 mod controllers;
 mod drill;
 mod first_run;
+mod gateway_api;
 mod identity;
 mod lb;
 mod node;
@@ -79,6 +80,7 @@ fn main() -> Result<()> {
     tests.extend(controllers::tests(&cx));
     tests.extend(drill::tests(&cx));
     tests.extend(first_run::tests(&cx));
+    tests.extend(gateway_api::tests(&cx));
     tests.extend(identity::tests(&cx));
     tests.extend(lb::tests(&cx));
     tests.extend(node::tests(&cx));

@@ -3,6 +3,7 @@
 //! Mutating steps run on the decoded object before it is defaulted again and validated; validating steps run on exactly
 //! what will be stored (and on deletions). Plugins are stateless: what they need to know, they read from the cache.
 
+mod default_ingress_class;
 mod default_toleration_seconds;
 mod namespace_lifecycle;
 mod node_restriction;
@@ -163,6 +164,7 @@ impl Chain {
             Box::new(taint_nodes::TaintNodesByCondition),
             Box::new(priority::Priority),
             Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+            Box::new(default_ingress_class::DefaultIngressClass),
             Box::new(owner_references::OwnerReferencesPermissionEnforcement),
             Box::new(rbac_escalation::RbacEscalation),
         ])

@@ -30,6 +30,7 @@ struct State {
 const KINDS: &[(&str, &str)] = &[
     ("clusterrolebindings", "ClusterRoleBinding"),
     ("clusterroles", "ClusterRole"),
+    ("ingressclasses", "IngressClass"),
     ("nodes", "Node"),
     ("pods", "Pod"),
     ("priorityclasses", "PriorityClass"),

@@ -15,7 +15,7 @@ const MAX_ENDPOINTS: usize = 1000;
 const MAX_ADDRESSES: usize = 100;
 const MAX_PORTS: usize = 20_000;
 const MAX_TOPOLOGY_LABELS: usize = 16;
-const MAX_ZONE_HINTS: usize = 8;
+const MAX_HINTS: usize = 8;
 const ADDRESS_TYPES: &[&str] = &["FQDN", "IPv4", "IPv6"];
 
 /// Rules of EndpointSlices.
@@ -72,18 +72,23 @@ fn validate_endpoint(at: &Path<'_>, endpoint: &Endpoint, kind: &str, errors: &mu
     }
     let Some(hints) = &endpoint.hints else { return };
     let hints_at = at.child("hints");
-    let zones_at = hints_at.child("forZones");
-    let zones = field::list(&hints.for_zones);
-    if zones.len() > MAX_ZONE_HINTS {
-        errors.push(FieldError::too_many(zones_at, zones.len(), MAX_ZONE_HINTS));
+    let zones = field::list(&hints.for_zones).iter().map(|z| z.name.as_str()).collect();
+    validate_hints(&hints_at.child("forZones"), zones, names::label_value, errors);
+    let nodes = field::list(&hints.for_nodes).iter().map(|n| n.name.as_str()).collect();
+    validate_hints(&hints_at.child("forNodes"), nodes, names::dns1123_subdomain, errors);
+}
+
+fn validate_hints(path: &Path<'_>, hints: Vec<&str>, check: fn(&str) -> Result<(), String>, errors: &mut Errors) {
+    if hints.len() > MAX_HINTS {
+        errors.push(FieldError::too_many(path, hints.len(), MAX_HINTS));
         return;
     }
-    let mut seen = BTreeSet::new();
-    for (i, zone) in zones.iter().enumerate() {
-        if !seen.insert(&zone.name) {
-            errors.push(FieldError::duplicate(zones_at.index(i).child("name"), zone.name.as_str()));
+    for (i, name) in hints.iter().enumerate() {
+        let at = path.index(i);
+        if hints[..i].contains(name) {
+            errors.push(FieldError::duplicate(at.child("name"), *name));
         }
-        field::format(errors, &zones_at.index(i).child("name"), &zone.name, names::label_value);
+        field::required_format(errors, &at.child("name"), name, check);
     }
 }
 
@@ -145,12 +150,13 @@ mod tests {
     fn mistakes_are_all_reported() {
         refused(
             EndpointSliceRules,
-            "{metadata: {name: a}, addressType: IPv4, endpoints: [{addresses: []}, {addresses: ['::1', 127.0.0.1], hints: {forZones: [{name: a}, {name: a}]}}], ports: [{port: 1}, {port: 70000}]}",
+            "{metadata: {name: a}, addressType: IPv4, endpoints: [{addresses: []}, {addresses: ['::1', 127.0.0.1], hints: {forZones: [{name: a}, {name: a}], forNodes: [{name: n1}, {}]}}], ports: [{port: 1}, {port: 70000}]}",
             &[
                 "endpoints[0].addresses: Required value: must contain at least 1 address",
                 "endpoints[1].addresses[0]: Invalid value: \"::1\": must be a valid IPv4 address",
                 "endpoints[1].addresses[1]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
                 "endpoints[1].hints.forZones[1].name: Duplicate value: \"a\"",
+                "endpoints[1].hints.forNodes[1].name: Required value",
                 "ports[1].name: Duplicate value: \"\"",
                 "ports[1].port: Invalid value: 70000: must be between 1 and 65535, inclusive",
             ],

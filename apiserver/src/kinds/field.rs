@@ -41,7 +41,7 @@ enum Segment<'a> {
 
 /// A field's path in upstream's notation: `spec.containers[0].name`, `data[key]`.
 #[derive(Clone, Copy)]
-pub(super) struct Path<'a> {
+pub struct Path<'a> {
     parent: Option<&'a Path<'a>>,
     segment: Segment<'a>,
 }

@@ -29,6 +29,7 @@ const AFFINITY_TIMEOUT_S: i32 = 10_800;
 const MAX_AFFINITY_TIMEOUT_S: i32 = 86_400;
 const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 const ONLY_LOAD_BALANCER: &str = "may only be used when `type` is 'LoadBalancer'";
+const DISTRIBUTIONS: &[&str] = &["PreferClose", "PreferSameNode", "PreferSameZone"];
 const NEVER_CHANGES: &str = "may not change once set";
 
 /// Rules of Services.
@@ -324,7 +325,7 @@ fn validate_traffic(path: &Path<'_>, spec: &ServiceSpec, errors: &mut Errors) {
     }
     field::optional_one_of(errors, &path.child("internalTrafficPolicy"), &spec.internal_traffic_policy, policies);
     let at = path.child("trafficDistribution");
-    field::optional_one_of(errors, &at, &spec.traffic_distribution, &["PreferClose"]);
+    field::optional_one_of(errors, &at, &spec.traffic_distribution, DISTRIBUTIONS);
 }
 
 fn validate_spec_update(path: &Path<'_>, new: &ServiceSpec, old: &ServiceSpec, errors: &mut Errors) {

@@ -122,7 +122,7 @@ fn types() {
         &[
             "spec.sessionAffinity: Unsupported value: \"Cookie\": supported values: \"ClientIP\", \"None\"",
             "spec.internalTrafficPolicy: Unsupported value: \"Near\": supported values: \"Cluster\", \"Local\"",
-            "spec.trafficDistribution: Unsupported value: \"Far\": supported values: \"PreferClose\"",
+            "spec.trafficDistribution: Unsupported value: \"Far\": supported values: \"PreferClose\", \"PreferSameNode\", \"PreferSameZone\"",
             &format!("spec.selector: Invalid value: \"a b\": {}", names::qualified_name("a b").expect_err("bad")),
             "spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
         ],
@@ -131,6 +131,20 @@ fn types() {
         "{ports: [{port: 80}], sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 0}}}",
         &[
             "spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 0: must be greater than 0 and less than 86400",
+        ],
+    );
+}
+
+#[test]
+fn distributions_and_policies() {
+    for distribution in DISTRIBUTIONS {
+        check(&format!("{{ports: [{{port: 80}}], trafficDistribution: {distribution}}}"), &[]);
+    }
+    check("{type: NodePort, ports: [{port: 80}], internalTrafficPolicy: Local, externalTrafficPolicy: Local}", &[]);
+    check(
+        "{ports: [{port: 80}], sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}}",
+        &[
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 86401: must be greater than 0 and less than 86400",
         ],
     );
 }

@@ -5,6 +5,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use scaleup_api::kind::Object;
+
 use super::{
     ALL_VERBS, AnyRules, Column, Registry, Resource, Rules, Scope, SelectableField, Storage, Subresource,
     SubresourceKind, Text, Typed, Verb,
@@ -12,6 +14,7 @@ use super::{
 use crate::auth::{reviews, token_request};
 use crate::handler::{SubresourceHandler, VirtualCreate};
 use crate::kinds;
+use crate::kinds::custom::{CustomRules, in_version_of};
 use crate::present::columns;
 use crate::streaming;
 
@@ -20,8 +23,11 @@ pub fn builtin() -> Registry {
     let mut rows = core();
     rows.extend(apps());
     rows.extend(events_coordination_discovery_scheduling());
+    rows.extend(networking());
     rows.extend(rbac());
     rows.extend(reviews());
+    rows.extend(gateway());
+    rows.extend(traffic());
     Registry::new(rows)
 }
 
@@ -30,6 +36,7 @@ const fn text(text: &'static str) -> Text {
 }
 
 const ALL: &[Text] = &[text("all")];
+const GATEWAY_API: &[Text] = &[text("gateway-api")];
 
 /// A row with nothing special about it; the functions below change what is.
 fn row(group: &'static str, kind: &'static str, plural: &'static str, rules: impl Rules) -> Resource {
@@ -63,6 +70,22 @@ impl Resource {
     fn in_all(mut self) -> Self {
         self.categories = Cow::Borrowed(ALL);
         self
+    }
+    fn version(mut self, version: &'static str) -> Self {
+        self.version = version.into();
+        self
+    }
+    /// Another version of a row of the same name, which is stored in the version of `Stored`.
+    fn version_of<Stored: Object, Served: Object>(self) -> Self {
+        Self {
+            version: Served::VERSION.into(),
+            storage: Storage::Alias {
+                of: (Stored::GROUP, Stored::URL_PATH_SEGMENT),
+                to_stored: in_version_of::<Stored>,
+                from_stored: in_version_of::<Served>,
+            },
+            ..self
+        }
     }
     fn cluster(mut self) -> Self {
         self.scope = Scope::Cluster;
@@ -216,6 +239,82 @@ fn events_coordination_discovery_scheduling() -> Vec<Resource> {
             .cluster()
             .columns(columns::PRIORITYCLASSES)
             .generation(),
+    ]
+}
+
+fn networking() -> Vec<Resource> {
+    let group = "networking.k8s.io";
+    vec![
+        row(group, "Ingress", "ingresses", kinds::ingress::IngressRules)
+            .short(const { &[text("ing")] })
+            .columns(columns::INGRESSES)
+            .generation()
+            .status(),
+        row(group, "IngressClass", "ingressclasses", kinds::ingress::IngressClassRules)
+            .cluster()
+            .columns(columns::INGRESSCLASSES)
+            .generation(),
+    ]
+}
+
+/// A row of a kind that `scaleup-api` declares.
+fn custom_row<T>() -> Resource
+where
+    CustomRules<T>: Rules,
+    T: Object,
+{
+    row(T::GROUP, T::KIND, T::URL_PATH_SEGMENT, CustomRules::<T>::new()).version(T::VERSION).generation()
+}
+
+fn gateway() -> Vec<Resource> {
+    use scaleup_api::gateway::{self as api, v1, v1alpha3, v1beta1};
+    fn gateway_row<T>() -> Resource
+    where
+        CustomRules<T>: Rules,
+        T: Object,
+    {
+        Resource { categories: Cow::Borrowed(GATEWAY_API), ..custom_row::<T>() }.columns(columns::ONLY_AGE)
+    }
+    const GC: &[Text] = &[text("gc")];
+    const GTW: &[Text] = &[text("gtw")];
+    const GRANT: &[Text] = &[text("refgrant")];
+    vec![
+        gateway_row::<api::BackendTLSPolicy>().short(const { &[text("btlspolicy")] }).status(),
+        gateway_row::<api::GatewayClass>().short(GC).cluster().columns(columns::GATEWAYCLASSES).status(),
+        gateway_row::<v1beta1::GatewayClass>()
+            .short(GC)
+            .cluster()
+            .columns(columns::GATEWAYCLASSES)
+            .status()
+            .version_of::<api::GatewayClass, v1beta1::GatewayClass>(),
+        gateway_row::<api::Gateway>().short(GTW).columns(columns::GATEWAYS).status(),
+        gateway_row::<v1beta1::Gateway>()
+            .short(GTW)
+            .columns(columns::GATEWAYS)
+            .status()
+            .version_of::<api::Gateway, v1beta1::Gateway>(),
+        gateway_row::<api::GRPCRoute>().columns(columns::HOSTNAME_ROUTES).status(),
+        gateway_row::<api::HTTPRoute>().columns(columns::HOSTNAME_ROUTES).status(),
+        gateway_row::<v1beta1::HTTPRoute>()
+            .columns(columns::HOSTNAME_ROUTES)
+            .status()
+            .version_of::<api::HTTPRoute, v1beta1::HTTPRoute>(),
+        gateway_row::<api::ReferenceGrant>().short(GRANT),
+        gateway_row::<v1::ReferenceGrant>().short(GRANT).version_of::<api::ReferenceGrant, v1::ReferenceGrant>(),
+        gateway_row::<api::TCPRoute>().status(),
+        gateway_row::<api::TLSRoute>().status(),
+        gateway_row::<v1alpha3::TLSRoute>().status().version_of::<api::TLSRoute, v1alpha3::TLSRoute>(),
+        gateway_row::<v1::TLSRoute>().status().version_of::<api::TLSRoute, v1::TLSRoute>(),
+        gateway_row::<api::UDPRoute>().status(),
+    ]
+}
+
+fn traffic() -> Vec<Resource> {
+    vec![
+        custom_row::<scaleup_api::traffic::TrafficPolicy>()
+            .short(const { &[text("tp")] })
+            .columns(columns::TRAFFICPOLICIES)
+            .status(),
     ]
 }
 

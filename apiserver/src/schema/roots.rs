@@ -1,14 +1,15 @@
 //! Which built-in types have a schema: one row per kind that is served, plus the types that operations exchange.
 
 use k8s_openapi::api::{
-    apps, authentication, authorization, autoscaling, coordination, core, discovery, events, policy, rbac, scheduling,
+    apps, authentication, authorization, autoscaling, coordination, core, discovery, events, networking, policy, rbac,
+    scheduling,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-use super::table;
+use super::{custom, table};
 
 /// Where references point: OpenAPI v3's place, which v2 rewrites.
 pub const REF_PREFIX: &str = "#/components/schemas/";
@@ -34,11 +35,16 @@ impl Root {
     }
 }
 
-const fn root<T: JsonSchema>(group: &'static str, version: &'static str, kind: &'static str, listed: bool) -> Root {
+pub(super) const fn root<T: JsonSchema>(
+    group: &'static str,
+    version: &'static str,
+    kind: &'static str,
+    listed: bool,
+) -> Root {
     Root { group, version, kind, listed, name: T::schema_name, generate: |g| g.subschema_for::<T>() }
 }
 
-/// The kinds.
+/// The kinds that are built in upstream: they have a protobuf encoding and strategic merge. [`custom::ROOTS`] have neither.
 pub const ROOTS: &[Root] = &[
     root::<core::v1::Binding>("", "v1", "Binding", false),
     root::<core::v1::ConfigMap>("", "v1", "ConfigMap", true),
@@ -68,6 +74,8 @@ pub const ROOTS: &[Root] = &[
     root::<coordination::v1::Lease>("coordination.k8s.io", "v1", "Lease", true),
     root::<discovery::v1::EndpointSlice>("discovery.k8s.io", "v1", "EndpointSlice", true),
     root::<events::v1::Event>("events.k8s.io", "v1", "Event", true),
+    root::<networking::v1::Ingress>("networking.k8s.io", "v1", "Ingress", true),
+    root::<networking::v1::IngressClass>("networking.k8s.io", "v1", "IngressClass", true),
     root::<policy::v1::Eviction>("policy", "v1", "Eviction", false),
     root::<rbac::v1::ClusterRole>("rbac.authorization.k8s.io", "v1", "ClusterRole", true),
     root::<rbac::v1::ClusterRoleBinding>("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", true),
@@ -76,7 +84,17 @@ pub const ROOTS: &[Root] = &[
     root::<scheduling::v1::PriorityClass>("scheduling.k8s.io", "v1", "PriorityClass", true),
 ];
 
-/// The row of a kind.
+/// The row of a kind, custom ones included.
+pub fn find_any(group: &str, version: &str, kind: &str) -> Option<&'static Root> {
+    all().find(|r| r.kind == kind && r.group == group && r.version == version)
+}
+
+/// Every row, custom ones included.
+pub fn all() -> impl Iterator<Item = &'static Root> {
+    ROOTS.iter().chain(custom::ROOTS)
+}
+
+/// The row of a kind that is built in upstream.
 pub fn find(group: &str, version: &str, kind: &str) -> Option<&'static Root> {
     ROOTS.iter().find(|r| r.kind == kind && r.group == group && r.version == version)
 }
@@ -104,6 +122,7 @@ pub fn definitions<'a>(roots: impl Iterator<Item = &'a Root>) -> Map<String, Val
     generator.subschema_for::<meta::v1::Status>();
     generator.subschema_for::<meta::v1::WatchEvent<Value>>();
     let mut definitions = generator.take_definitions(false);
+    definitions.iter_mut().for_each(|(name, schema)| custom::plain(name, schema));
     for root in lists {
         definitions.insert(format!("{}List", root.type_name()), list_schema(root));
     }

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
-use super::roots::ROOTS;
+use super::{custom, roots};
 
 /// What a field's type does not say. Empty strings and lists say nothing.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +33,7 @@ pub struct Extra {
     pub default: &'static str,
 }
 
-const fn field(field: &'static str) -> Extra {
+pub(super) const fn field(field: &'static str) -> Extra {
     Extra {
         field,
         merge: false,
@@ -48,17 +48,17 @@ const fn field(field: &'static str) -> Extra {
 }
 
 /// A list that is replaced whole.
-const fn atomic(name: &'static str) -> Extra {
+pub(super) const fn atomic(name: &'static str) -> Extra {
     field(name).list_type("atomic")
 }
 
 /// A list without duplicates.
-const fn set(name: &'static str) -> Extra {
+pub(super) const fn set(name: &'static str) -> Extra {
     field(name).list_type("set")
 }
 
 /// A list merged by a key that is also its map key.
-const fn by_key(name: &'static str, key: &'static str) -> Extra {
+pub(super) const fn by_key(name: &'static str, key: &'static str) -> Extra {
     Extra { merge: true, merge_key: key, list_type: "map", ..field(name) }
 }
 
@@ -69,7 +69,7 @@ impl Extra {
     const fn list_type(self, list_type: &'static str) -> Self {
         Self { list_type, ..self }
     }
-    const fn map_keys(self, map_keys: &'static [&'static str]) -> Self {
+    pub(super) const fn map_keys(self, map_keys: &'static [&'static str]) -> Self {
         Self { map_keys, list_type: "map", ..self }
     }
     const fn atomic_map(self) -> Self {
@@ -81,10 +81,10 @@ impl Extra {
     const fn retain_keys(self) -> Self {
         Self { retain_keys: true, ..self }
     }
-    const fn values(self, values: &'static [&'static str]) -> Self {
+    pub(super) const fn values(self, values: &'static [&'static str]) -> Self {
         Self { values, ..self }
     }
-    const fn or(self, default: &'static str) -> Self {
+    pub(super) const fn or(self, default: &'static str) -> Self {
         Self { default, ..self }
     }
 
@@ -132,7 +132,7 @@ impl Extra {
 /// The rows of a type.
 pub fn rows(type_name: &str) -> &'static [Extra] {
     static BY_TYPE: LazyLock<HashMap<&'static str, &'static [Extra]>> =
-        LazyLock::new(|| TABLE.iter().copied().collect());
+        LazyLock::new(|| TABLE.iter().chain(custom::TABLE).copied().collect());
     BY_TYPE.get(type_name).copied().unwrap_or_default()
 }
 
@@ -184,7 +184,7 @@ fn kinds(type_name: &str) -> Vec<Value> {
         };
         Some(gvk(root.group, root.version, &kind))
     };
-    ROOTS.iter().filter_map(of_root).collect()
+    roots::all().filter_map(of_root).collect()
 }
 
 #[rustfmt::skip]
@@ -563,6 +563,28 @@ const TABLE: &[(&str, &[Extra])] = &[
         atomic("endpoints"),
         atomic("ports"),
     ]),
+    ("io.k8s.api.networking.v1.HTTPIngressPath", &[
+        field("pathType").values(&["Exact", "ImplementationSpecific", "Prefix"]),
+    ]),
+    ("io.k8s.api.networking.v1.HTTPIngressRuleValue", &[
+        atomic("paths"),
+    ]),
+    ("io.k8s.api.networking.v1.IngressLoadBalancerIngress", &[
+        atomic("ports"),
+    ]),
+    ("io.k8s.api.networking.v1.IngressLoadBalancerStatus", &[
+        atomic("ingress"),
+    ]),
+    ("io.k8s.api.networking.v1.IngressSpec", &[
+        atomic("rules"),
+        atomic("tls"),
+    ]),
+    ("io.k8s.api.networking.v1.IngressTLS", &[
+        atomic("hosts"),
+    ]),
+    ("io.k8s.api.networking.v1.ServiceBackendPort", &[
+        WHOLE_TYPE,
+    ]),
     ("io.k8s.api.rbac.v1.AggregationRule", &[
         atomic("clusterRoleSelectors"),
     ]),
@@ -620,12 +642,12 @@ const TABLE: &[(&str, &[Extra])] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::roots::definitions;
+    use crate::schema::roots::{all, definitions};
 
     #[test]
     fn every_row_names_a_real_field() {
-        let all = definitions(ROOTS.iter());
-        for (type_name, rows) in TABLE {
+        let all = definitions(all());
+        for (type_name, rows) in TABLE.iter().chain(custom::TABLE) {
             let schema = all.get(*type_name).unwrap_or_else(|| panic!("{type_name} is not reachable"));
             for row in *rows {
                 let field = &schema["properties"][row.field];
@@ -638,13 +660,14 @@ mod tests {
                     assert!(item.unwrap()["properties"][key].is_object(), "{what} has no key {key}");
                 }
                 assert!(!row.merge || row.merge_key.is_empty() == item.is_none(), "{what} and its merge key");
+                assert!(!row.merge || !type_name.contains("gateway"), "{what}: custom kinds have no strategic merge");
             }
         }
     }
 
     #[test]
     fn schemas_carry_what_the_table_says() {
-        let all = definitions(ROOTS.iter());
+        let all = definitions(all());
         let field = |kind: &str, name: &str| all[&format!("io.k8s.api.{kind}")]["properties"][name].clone();
         let containers = field("core.v1.PodSpec", "containers");
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::{BoxFuture, join_all, join4};
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Api, ResourceExt};
 use scaleup_api::LabelSelector;
-use scaleup_api::well_known::{LABEL_MANAGED_BY_SLICE, LABEL_SERVICE_NAME};
+use scaleup_api::well_known::{LABEL_MANAGED_BY_SLICE, LABEL_SERVICE_NAME, LABEL_ZONE};
 
 use self::plan::{MANAGER, Observed, Op};
 use crate::base::calls::{self, Error, call};
@@ -25,7 +25,7 @@ use crate::base::informer::Change;
 use crate::base::key::Key;
 use crate::base::queue::Queue;
 use crate::base::worker::{Outcome, Reconcile};
-use crate::context::{Context, Informers};
+use crate::context::{BY_NODE, Context, Informers};
 
 /// Subscribes and works until shutdown.
 pub fn start(cx: Context) -> BoxFuture<'static, ()> {
@@ -34,6 +34,8 @@ pub fn start(cx: Context) -> BoxFuture<'static, ()> {
     cx.informers.services.feed(&queue, |change| change.latest());
     let (q, informers) = (queue.clone(), cx.informers.clone());
     cx.informers.pods.subscribe(move |change| wake_services(change, &informers, &q));
+    let (q, informers) = (queue.clone(), cx.informers.clone());
+    cx.informers.nodes.subscribe(move |change| wake_zone(change, &informers, &q));
     let (q, e) = (queue.clone(), expectations.clone());
     cx.informers.endpoint_slices.subscribe(move |change| {
         let Some(slice) = change.latest().filter(|s| is_ours(s)) else { return };
@@ -69,6 +71,18 @@ pub fn wake_services(change: &Change<'_, Pod>, informers: &Informers, queue: &Qu
         if change.old.is_some_and(selected) || change.new.is_some_and(selected) {
             queue.add(Key::of(service.as_ref()));
         }
+    }
+}
+
+/// Adds the Services of a node's pods when its zone becomes known or changes: endpoints carry it.
+fn wake_zone(change: &Change<'_, Node>, informers: &Informers, queue: &Queue<Key>) {
+    let zone = |node: Option<&Arc<Node>>| node.and_then(|n| n.labels().get(LABEL_ZONE).cloned());
+    if zone(change.old) == zone(change.new) {
+        return;
+    }
+    let Some(node) = change.latest() else { return };
+    for pod in informers.pods.indexed(BY_NODE, &node.name_any()) {
+        wake_services(&Change { old: None, new: Some(&pod) }, informers, queue);
     }
 }
 

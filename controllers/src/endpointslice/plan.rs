@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use scaleup_api::well_known::{LABEL_MANAGED_BY_SLICE, LABEL_SERVICE_NAME, LABEL_ZONE};
@@ -237,19 +239,34 @@ fn endpoint(observed: &Observed<'_>, pod: &Pod, address: &str) -> Endpoint {
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let node_name = pod.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty());
     let node = node_name.as_ref().and_then(|n| observed.nodes.get(n));
+    let zone = node.and_then(|n| n.labels().get(LABEL_ZONE).cloned());
+    let ready = publish || (serving && !terminating);
+    let distribution = spec.and_then(|s| s.traffic_distribution.as_deref()).filter(|_| ready);
     Endpoint {
         addresses: vec![address.to_owned()],
         conditions: Some(EndpointConditions {
-            ready: Some(publish || (serving && !terminating)),
+            ready: Some(ready),
             serving: Some(serving),
             terminating: Some(terminating),
         }),
         hostname: podinfo::hostname(pod, observed.service),
-        zone: node.and_then(|n| n.labels().get(LABEL_ZONE).cloned()),
+        hints: distribution.and_then(|d| hints(d, zone.as_deref(), node_name.as_deref())),
+        zone,
         node_name,
         target_ref: Some(pod_reference(pod)),
         ..Endpoint::default()
     }
+}
+
+/// By whom an endpoint that is ready should be used, by `spec.trafficDistribution` (upstream's `trafficdist`).
+fn hints(distribution: &str, zone: Option<&str>, node: Option<&str>) -> Option<EndpointHints> {
+    let node = node.filter(|_| distribution == "PreferSameNode");
+    let zone = zone.filter(|_| matches!(distribution, "PreferClose" | "PreferSameZone" | "PreferSameNode"));
+    let hints = EndpointHints {
+        for_nodes: node.map(|name| vec![ForNode { name: name.into() }]),
+        for_zones: zone.map(|name| vec![ForZone { name: name.into() }]),
+    };
+    (hints.for_nodes.is_some() || hints.for_zones.is_some()).then_some(hints)
 }
 
 /// A reference to a pod as endpoints carry it.
@@ -465,6 +482,29 @@ mod tests {
         assert!(slices[0].labels().contains_key(LABEL_HEADLESS));
         assert_eq!(slices[0].ports.as_deref(), Some([].as_slice()));
         assert_eq!(slices[0].endpoints[0].hostname.as_deref(), Some("db-0"));
+    }
+
+    #[test]
+    fn hints_follow_the_traffic_distribution() {
+        let check = |spec: Value, pod: Arc<Pod>, want: Value| {
+            let slices = apply(vec![], run(&service(spec), &[pod], &[]));
+            assert_eq!(serde_json::to_value(&slices[0].endpoints[0].hints).unwrap(), want);
+        };
+        let zones = json!({"forZones": [{"name": "z1"}]});
+        let both = json!({"forNodes": [{"name": "n1"}], "forZones": [{"name": "z1"}]});
+        check(json!({}), pod(1, true, 80), Value::Null);
+        check(json!({"trafficDistribution": "PreferClose"}), pod(1, true, 80), zones.clone());
+        check(json!({"trafficDistribution": "PreferSameZone"}), pod(1, true, 80), zones.clone());
+        check(json!({"trafficDistribution": "PreferSameNode"}), pod(1, true, 80), both);
+        // What takes no traffic needs no hint.
+        check(json!({"trafficDistribution": "PreferClose"}), pod(1, false, 80), Value::Null);
+        check(json!({"trafficDistribution": "PreferClose"}), terminating(&pod(1, true, 80)), Value::Null);
+        let early = json!({"trafficDistribution": "PreferClose", "publishNotReadyAddresses": true});
+        check(early, pod(1, false, 80), zones);
+        // Nobody knows the zone of a node without the label.
+        let mut elsewhere = (*pod(1, true, 80)).clone();
+        elsewhere.spec.as_mut().unwrap().node_name = Some("n2".into());
+        check(json!({"trafficDistribution": "PreferClose"}), Arc::new(elsewhere), Value::Null);
     }
 
     #[test]

@@ -203,6 +203,10 @@ mod tests {
             "get /namespaces web/web",
             "list /events web/",
             "list discovery.k8s.io/endpointslices web/",
+            "list networking.k8s.io/ingresses web/",
+            "watch gateway.networking.k8s.io/httproutes web/",
+            "get gateway.networking.k8s.io/gateways/status web/g",
+            "list traffic.scaleup.dev/trafficpolicies web/",
         ];
         let secrets = ["get /secrets web/s", "create /pods/exec web/x", "create /serviceaccounts/token web/sa"];
         let write = [
@@ -211,6 +215,10 @@ mod tests {
             "update apps/deployments/scale web/d",
             "deletecollection /services web/",
             "create /pods/eviction web/x",
+            "create networking.k8s.io/ingresses web/",
+            "patch gateway.networking.k8s.io/gateways web/g",
+            "delete gateway.networking.k8s.io/referencegrants web/r",
+            "create traffic.scaleup.dev/trafficpolicies web/",
         ];
         let grant =
             ["create rbac.authorization.k8s.io/roles web/", "update rbac.authorization.k8s.io/rolebindings web/b"];
@@ -222,6 +230,10 @@ mod tests {
             "update /pods/status web/x",
             "delete /namespaces web/web",
             "escalate rbac.authorization.k8s.io/roles web/r",
+            "create gateway.networking.k8s.io/gatewayclasses",
+            "create networking.k8s.io/ingressclasses",
+            "update gateway.networking.k8s.io/httproutes/status web/h",
+            "update traffic.scaleup.dev/trafficpolicies/status web/t",
         ];
         let (vera, ed, ada) = (user("vera", &[]), user("ed", &[]), user("ada", &[]));
         check(&vera, &read, &[&secrets[..], &write, &grant, &never].concat());
@@ -295,8 +307,30 @@ mod tests {
                 "patch /services/status web/s",
                 "update /services/status web/s",
                 "create events.k8s.io/events web/",
+                "list /namespaces",
+                "watch /secrets",
+                "watch /configmaps",
+                "watch networking.k8s.io/ingresses",
+                "list networking.k8s.io/ingressclasses",
+                "watch gateway.networking.k8s.io/gatewayclasses",
+                "watch gateway.networking.k8s.io/httproutes",
+                "list gateway.networking.k8s.io/backendtlspolicies",
+                "watch traffic.scaleup.dev/trafficpolicies",
+                "patch networking.k8s.io/ingresses/status web/i",
+                "patch gateway.networking.k8s.io/gatewayclasses/status /c",
+                "update gateway.networking.k8s.io/tlsroutes/status web/t",
+                "patch traffic.scaleup.dev/trafficpolicies/status web/t",
+                "create coordination.k8s.io/leases kube-system/",
+                "update coordination.k8s.io/leases kube-system/x",
             ],
-            &["update /services web/s", "update /nodes/status /n", "get /secrets web/s", "delete /pods web/x"],
+            &[
+                "update /services web/s",
+                "update /nodes/status /n",
+                "update /secrets web/s",
+                "update networking.k8s.io/ingresses web/i",
+                "delete gateway.networking.k8s.io/httproutes web/h",
+                "delete /pods web/x",
+            ],
         );
         check(
             &user("prometheus", &["system:monitoring"]),

@@ -64,6 +64,30 @@ const BATCH: Words = &["batch"];
 const COORDINATION: Words = &["coordination.k8s.io"];
 const DISCOVERY: Words = &["discovery.k8s.io"];
 const NETWORKING: Words = &["networking.k8s.io"];
+const GATEWAY: Words = &["gateway.networking.k8s.io"];
+const TRAFFIC: Words = &["traffic.scaleup.dev"];
+/// Kinds of the Gateway API that users write.
+const GATEWAY_KINDS: Words = &[
+    "backendtlspolicies",
+    "gateways",
+    "grpcroutes",
+    "httproutes",
+    "referencegrants",
+    "tcproutes",
+    "tlsroutes",
+    "udproutes",
+];
+/// Their states, and that of the kind that administrators write.
+const GATEWAY_STATUSES: Words = &[
+    "backendtlspolicies/status",
+    "gatewayclasses/status",
+    "gateways/status",
+    "grpcroutes/status",
+    "httproutes/status",
+    "tcproutes/status",
+    "tlsroutes/status",
+    "udproutes/status",
+];
 const POLICY: Words = &["policy"];
 const RBAC: Words = &["rbac.authorization.k8s.io"];
 
@@ -127,6 +151,8 @@ pub(super) const CLUSTER_ROLES: &[Role] = &[
             on(WRITE, BATCH, &["jobs", "cronjobs"]),
             on(WRITE, POLICY, &["poddisruptionbudgets"]),
             on(WRITE, NETWORKING, &["networkpolicies", "ingresses"]),
+            on(WRITE, GATEWAY, GATEWAY_KINDS),
+            on(WRITE, TRAFFIC, &["trafficpolicies"]),
             on(READ_WRITE, COORDINATION, &["leases"]),
         ],
     ),
@@ -190,6 +216,12 @@ pub(super) const CLUSTER_ROLES: &[Role] = &[
             on(READ, BATCH, &["jobs", "cronjobs", "cronjobs/status", "jobs/status"]),
             on(READ, POLICY, &["poddisruptionbudgets", "poddisruptionbudgets/status"]),
             on(READ, NETWORKING, &["networkpolicies", "ingresses", "ingresses/status"]),
+            on(READ, GATEWAY, GATEWAY_KINDS),
+            on(READ, GATEWAY, GATEWAY_STATUSES),
+            on(READ, TRAFFIC, &["trafficpolicies", "trafficpolicies/status"]),
+            // In effect where `view` is bound in the whole cluster.
+            on(READ, GATEWAY, &["gatewayclasses"]),
+            on(READ, NETWORKING, &["ingressclasses"]),
         ],
     ),
     role(
@@ -298,9 +330,19 @@ pub(super) const CLUSTER_ROLES: &[Role] = &[
     role(
         "system:scaleup-lb",
         &[
-            on(READ, CORE, &["services", "nodes", "pods"]),
+            on(READ, CORE, &["services", "nodes", "pods", "namespaces"]),
             on(READ, DISCOVERY, &["endpointslices"]),
             on(&["update patch"], CORE, &["services/status"]),
+            on(READ, NETWORKING, &["ingresses", "ingressclasses"]),
+            on(&["update patch"], NETWORKING, &["ingresses/status"]),
+            on(READ, GATEWAY, GATEWAY_KINDS),
+            on(READ, GATEWAY, &["gatewayclasses"]),
+            on(&["update patch"], GATEWAY, GATEWAY_STATUSES),
+            on(READ, TRAFFIC, &["trafficpolicies"]),
+            on(&["update patch"], TRAFFIC, &["trafficpolicies/status"]),
+            // Certificates and authorities. It asks for Secrets of type kubernetes.io/tls only, which RBAC cannot say.
+            on(READ, CORE, &["secrets", "configmaps"]),
+            on(&["get create update patch"], COORDINATION, &["leases"]),
             EVENTS,
         ],
     ),

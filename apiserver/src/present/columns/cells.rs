@@ -14,7 +14,8 @@ const MAX_LISTED: usize = 3;
 
 // ---- readers: what is absent or of another type reads as empty ----
 
-fn at<'a>(object: &'a Value, path: &[&str]) -> Option<&'a Value> {
+/// The value at a path of fields.
+pub fn at<'a>(object: &'a Value, path: &[&str]) -> Option<&'a Value> {
     path.iter().try_fold(object, |value, key| value.get(key))
 }
 
@@ -47,12 +48,12 @@ fn keys(object: &Value, path: &[&str]) -> usize {
     at(object, path).and_then(Value::as_object).map_or(0, serde_json::Map::len)
 }
 
-fn joined<'a>(items: impl Iterator<Item = &'a str>, separator: &str) -> String {
+pub fn joined<'a>(items: impl Iterator<Item = &'a str>, separator: &str) -> String {
     items.collect::<Vec<_>>().join(separator)
 }
 
 /// `a,b,c + 2 more...`
-fn listed(items: &[String], empty: &str) -> Value {
+pub fn listed(items: &[String], empty: &str) -> Value {
     let shown = items.get(..MAX_LISTED).unwrap_or(items).join(",");
     match items.len().checked_sub(MAX_LISTED) {
         Some(more) if more > 0 => format!("{shown} + {more} more...").into(),

@@ -5,6 +5,7 @@
 
 mod cells;
 mod pod;
+mod traffic;
 
 use serde_json::Value;
 
@@ -26,6 +27,8 @@ const fn wide(name: &'static str, kind: &'static str, help: &'static str, cell: 
 const NAME: Column =
     Column { name: "Name", kind: "string", format: "name", description: NAME_HELP, priority: 0, cell: cells::name };
 const AGE: Column = column("Age", "string", AGE_HELP, cells::age);
+/// As custom resources have it.
+const CREATED: Column = column("Age", "date", AGE_HELP, cells::age);
 const CREATED_AT: Column = column("Created At", "date", AGE_HELP, cells::created_at);
 
 /// Kinds without columns of their own: upstream's default table.
@@ -174,6 +177,60 @@ pub const PRIORITYCLASSES: &[Column] = &[
     column("Global-Default", "boolean", "Whether pods without a class get this one.", cells::global_default),
     AGE,
     column("PreemptionPolicy", "string", "Whether pods of this class preempt others.", cells::preemption_policy),
+];
+
+/// `ingresses`
+pub const INGRESSES: &[Column] = &[
+    NAME,
+    column("Class", "string", "The class of load balancer that serves it.", traffic::ingress_class),
+    column("Hosts", "string", "Hosts that its rules are for.", traffic::ingress_hosts),
+    column("Address", "string", "Addresses at which it is reached.", traffic::ingress_address),
+    column("Ports", "string", "Ports that are opened for it.", traffic::ingress_ports),
+    AGE,
+];
+
+/// `ingressclasses`
+pub const INGRESSCLASSES: &[Column] = &[
+    NAME,
+    column("Controller", "string", "The controller that serves Ingresses of the class.", traffic::class_controller),
+    column("Parameters", "string", "An object with parameters of the controller.", traffic::class_parameters),
+    AGE,
+];
+
+const CONTROLLER: &str = "The controller that serves Gateways of the class.";
+
+/// `gatewayclasses`
+pub const GATEWAYCLASSES: &[Column] = &[
+    NAME,
+    column("Controller", "string", CONTROLLER, traffic::gateway_controller),
+    column("Accepted", "string", "Whether the controller serves the class.", traffic::accepted),
+    CREATED,
+    wide("Description", "string", "What the class is for.", traffic::description),
+];
+
+/// `gateways`
+pub const GATEWAYS: &[Column] = &[
+    NAME,
+    column("Class", "string", "The GatewayClass.", traffic::gateway_class),
+    column("Address", "string", "Addresses at which it is reached.", traffic::gateway_address),
+    column("Programmed", "string", "Whether it is in effect.", traffic::programmed),
+    CREATED,
+];
+
+/// `httproutes`, `grpcroutes`
+pub const HOSTNAME_ROUTES: &[Column] =
+    &[NAME, column("Hostnames", "string", "Host names that the route is for.", traffic::hostnames), CREATED];
+
+/// The other kinds of the Gateway API.
+pub const ONLY_AGE: &[Column] = &[NAME, CREATED];
+
+/// `trafficpolicies`
+pub const TRAFFICPOLICIES: &[Column] = &[
+    NAME,
+    column("Targets", "string", "What the policy applies to.", traffic::policy_targets),
+    column("Algorithm", "string", "How an endpoint is chosen.", traffic::policy_algorithm),
+    column("Accepted", "string", "Whether the policy is in effect at all its targets.", traffic::policy_accepted),
+    CREATED,
 ];
 
 /// `roles`

@@ -6,6 +6,8 @@ use crate::present::discovery;
 use crate::registry::{Resource, Subresource, SubresourceKind, Verb};
 use crate::schema::roots;
 
+/// What a PATCH of a kind without strategic merge may carry.
+pub const MERGE_PATCH_TYPES: &[&str] = &["application/json-patch+json", "application/merge-patch+json"];
 /// What a PATCH may carry.
 pub const PATCH_TYPES: &[&str] =
     &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
@@ -75,7 +77,7 @@ pub enum Body {
     /// `DeleteOptions`, optional.
     DeleteOptions,
     /// A patch in one of several formats.
-    Patch,
+    Patch(&'static [&'static str]),
 }
 
 /// What a successful answer carries.
@@ -213,7 +215,14 @@ fn lower_first(text: &str) -> String {
 
 /// Upstream's name of a row's type, if it has a built-in schema.
 pub fn type_name(group: &str, version: &str, kind: &str) -> Option<String> {
-    roots::find(group, version, kind).map(roots::Root::type_name)
+    roots::find_any(group, version, kind).map(roots::Root::type_name)
+}
+
+fn patch_types(row: &Resource) -> &'static [&'static str] {
+    match roots::find(&row.group, &row.version, &row.kind) {
+        Some(_) => PATCH_TYPES,
+        None => MERGE_PATCH_TYPES,
+    }
 }
 
 /// Every path of a row, below `base` (`api/v1`, `apis/apps/v1`).
@@ -298,7 +307,7 @@ fn operation(row: &Resource, verb: Verb, suffix: &str) -> Operation {
         }
         Verb::Get => ("get", "get", "read", &[NO_PARAMETERS], Body::None, answer, &[200]),
         Verb::List | Verb::Watch => ("get", "list", "list", &[LIST], Body::None, list, &[200]),
-        Verb::Patch => ("patch", "patch", "patch", &[PATCH], Body::Patch, answer, &[200, 201]),
+        Verb::Patch => ("patch", "patch", "patch", &[PATCH], Body::Patch(patch_types(row)), answer, &[200, 201]),
         Verb::Update => ("put", "put", "replace", &[WRITE], object, answer, &[200, 201]),
     };
     let (group, version) = (group_name(&row.group), upper_first(&row.version));

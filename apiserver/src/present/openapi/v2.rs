@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::paths::{self, Answer, Body, META, Operation, PATCH_TYPES, Parameter, Path};
+use super::paths::{self, Answer, Body, META, Operation, Parameter, Path};
 use super::v3::{code_text, roots_of};
 use super::{TITLE, VERSION, each_below, group_versions};
 use crate::present::discovery;
@@ -78,7 +78,7 @@ fn parameter(parameter: &Parameter, place: &str) -> Value {
 fn operation(operation: &Operation, tag: &str) -> Value {
     let (group, version, kind) = &operation.kind;
     let consumes: &[&str] = match operation.body {
-        Body::Patch => PATCH_TYPES,
+        Body::Patch(types) => types,
         _ => &["*/*"],
     };
     let produces: &[&str] = match operation.answer {
@@ -108,7 +108,7 @@ fn body_parameter(body: &Body) -> Option<Value> {
         Body::Object(name) => (reference(name), true),
         Body::AnyObject => (json!({"type": "object"}), true),
         Body::DeleteOptions => (reference(&format!("{META}DeleteOptions")), false),
-        Body::Patch => (reference(&format!("{META}Patch")), true),
+        Body::Patch(_) => (reference(&format!("{META}Patch")), true),
     };
     let mut out = json!({"name": "body", "in": "body", "schema": schema});
     if required {

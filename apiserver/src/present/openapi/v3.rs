@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::paths::{self, Answer, Body, META, Operation, PATCH_TYPES, Parameter, Path};
+use super::paths::{self, Answer, Body, META, Operation, Parameter, Path};
 use super::{TITLE, VERSION, each_below};
 use crate::present::discovery;
 use crate::registry::Resource;
@@ -29,7 +29,7 @@ pub fn document(base: &str, rows: &[&Resource]) -> Value {
 pub fn roots_of(rows: &[&Resource]) -> Vec<&'static Root> {
     let own = rows.iter().map(|r| (r.group.as_ref(), r.version.as_ref(), r.kind.as_ref()));
     let of_subresources = rows.iter().flat_map(|r| r.subresources.iter().map(|s| discovery::response_kind(r, s)));
-    let mut all: Vec<&Root> = own.chain(of_subresources).filter_map(|(g, v, k)| roots::find(g, v, k)).collect();
+    let mut all: Vec<&Root> = own.chain(of_subresources).filter_map(|(g, v, k)| roots::find_any(g, v, k)).collect();
     all.sort_by_key(|r| (r.group, r.version, r.kind));
     all.dedup_by_key(|r| (r.group, r.version, r.kind));
     all
@@ -119,8 +119,8 @@ fn request_body(body: &Body) -> Option<Value> {
         Body::Object(name) => json!({"content": any(reference(name)), "required": true}),
         Body::AnyObject => json!({"content": any(any_object()), "required": true}),
         Body::DeleteOptions => json!({"content": any(reference(&format!("{META}DeleteOptions")))}),
-        Body::Patch => {
-            json!({"content": content(PATCH_TYPES, &reference(&format!("{META}Patch"))), "required": true})
+        Body::Patch(types) => {
+            json!({"content": content(types, &reference(&format!("{META}Patch"))), "required": true})
         }
     })
 }
