@@ -59,10 +59,23 @@ constant!(ApiVersion, API_VERSION);
 constant!(Kind, KIND);
 
 /// Declares a kind: `kind!(/// docs TrafficPolicy, "traffic.scaleup.dev", "v1", "trafficpolicies", Namespace, Spec, Status,
-/// "dev.scaleup.traffic.v1.TrafficPolicy")`. The scope is `Namespace` or `Cluster`; the last argument is the schema's name.
+/// "dev.scaleup.traffic.v1.TrafficPolicy")`. The scope is `Namespace` or `Cluster`; `-` for the status is a kind without one; the last argument
+/// is the schema's name.
 #[macro_export]
 macro_rules! kind {
+    ($(#[$doc:meta])* $name:ident, $group:literal, $version:literal, $plural:literal, $scope:ident, $spec:ty, -, $schema:literal) => {
+        $crate::kind!(@type [$(#[$doc])*] $name, $spec, $schema, {});
+        $crate::kind!(@traits $name, $group, $version, $plural, $scope);
+    };
     ($(#[$doc:meta])* $name:ident, $group:literal, $version:literal, $plural:literal, $scope:ident, $spec:ty, $status:ty, $schema:literal) => {
+        $crate::kind!(@type [$(#[$doc])*] $name, $spec, $schema, {
+            /// What is observed; written by the platform.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub status: Option<$status>,
+        });
+        $crate::kind!(@traits $name, $group, $version, $plural, $scope);
+    };
+    (@type [$(#[$doc:meta])*] $name:ident, $spec:ty, $schema:literal, {$($status:tt)*}) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, PartialEq, ::serde::Serialize, ::serde::Deserialize, ::schemars::JsonSchema)]
         #[serde(rename_all = "camelCase", default)]
@@ -75,11 +88,12 @@ macro_rules! kind {
             /// Standard object's metadata.
             pub metadata: ::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
             /// What is wanted.
+            #[schemars(required)]
             pub spec: $spec,
-            /// What is observed; written by the platform.
-            #[serde(skip_serializing_if = "Option::is_none")]
-            pub status: Option<$status>,
+            $($status)*
         }
+    };
+    (@traits $name:ident, $group:literal, $version:literal, $plural:literal, $scope:ident) => {
         impl ::k8s_openapi::Resource for $name {
             const API_VERSION: &'static str = concat!($group, "/", $version);
             const GROUP: &'static str = $group;

@@ -1,7 +1,10 @@
-//! What every part of ScaleUp shares about Kubernetes objects: quantities, selectors, names, owners, pod readiness.
+//! What every part of ScaleUp shares about Kubernetes objects: quantities, selectors, names, owners, pod readiness, durations, and the kinds that
+//! k8s-openapi does not have.
 //!
 //! Pure functions over k8s-openapi types. Nothing here does I/O, and nothing here knows the store, the API server or a role.
 
+pub mod duration;
+pub mod gateway;
 pub mod kind;
 pub mod names;
 pub mod owner;
