@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use crate::balance::{Choice, Outcome};
+use crate::policy::ServicePolicy;
 use crate::snapshot::{AppProtocol, ServiceKey};
 use crate::stats::{PodUsage, ServiceStats, Shards, add, sub};
 
@@ -77,14 +79,16 @@ impl EndpointState {
         self.removed.load(Relaxed)
     }
 
-    /// Connecting failed: prefer others for a while.
-    pub fn mark_suspect(&self) {
-        self.suspect_until_ms.store(clock_ms() + SUSPECT_TIME.as_millis() as u64, Relaxed);
-    }
-
-    pub fn mark_healthy(&self) {
-        if self.suspect_until_ms.load(Relaxed) != 0 {
-            self.suspect_until_ms.store(0, Relaxed);
+    /// Learns from an attempt on proxy thread `thread`.
+    pub fn report(&self, policy: &ServicePolicy, outcome: Outcome, thread: usize) {
+        let _ = (policy, thread);
+        match outcome {
+            // Prefer others for a while.
+            Outcome::ConnectFailed => {
+                self.suspect_until_ms.store(clock_ms() + SUSPECT_TIME.as_millis() as u64, Relaxed);
+            }
+            _ if self.suspect_until_ms.load(Relaxed) != 0 => self.suspect_until_ms.store(0, Relaxed),
+            _ => {}
         }
     }
 
@@ -107,8 +111,7 @@ pub(crate) struct Backend {
     pub port: u16,
     pub app: AppProtocol,
     pub endpoints: Box<[Arc<EndpointState>]>,
-    /// `sessionAffinity: ClientIP`: a client's address picks its endpoint.
-    pub client_ip_affinity: bool,
+    pub policy: Arc<ServicePolicy>,
     /// Next round-robin turn, shared over threads and snapshots so that turns are exact.
     pub turn: Arc<AtomicUsize>,
     pub stats: Arc<ServiceStats>,
@@ -130,15 +133,14 @@ impl Tried {
 }
 
 impl Backend {
-    /// The endpoint for a request of `client` and its index; suspects only when nothing else is left; `None` when all
-    /// were tried.
-    pub fn pick(&self, client: IpAddr, tried: Tried) -> Option<(usize, &Arc<EndpointState>)> {
+    /// The endpoint for a request and its index; suspects only when nothing else is left; `None` when all were tried.
+    pub fn choose(&self, choice: &Choice, tried: Tried) -> Option<(usize, &Arc<EndpointState>)> {
         let count = self.endpoints.len();
         if count == 0 {
             return None;
         }
-        if self.client_ip_affinity {
-            return self.pick_by_client(client, tried);
+        if self.policy.client_ip_affinity.is_some() {
+            return self.pick_by_client(choice.client, tried);
         }
         let start = self.turn.fetch_add(1, Relaxed) % count;
         let order = || (start..count).chain(0..start).filter(|index| !tried.contains(*index));
@@ -188,16 +190,25 @@ pub(crate) mod tests {
             port: 80,
             app: AppProtocol::Http,
             endpoints: addresses.iter().enumerate().map(state).collect(),
-            client_ip_affinity,
+            policy: Arc::new(ServicePolicy {
+                client_ip_affinity: client_ip_affinity.then_some(Duration::from_secs(10)),
+                ..ServicePolicy::default()
+            }),
             turn: Arc::default(),
             stats: Arc::new(ServiceStats::new(1)),
         }
     }
 
-    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    fn client(last: u8) -> Choice {
+        Choice::of_client(IpAddr::from([192, 0, 2, last]), 0)
+    }
+
+    fn connect(endpoint: &EndpointState, outcome: Outcome) {
+        endpoint.report(&ServicePolicy::default(), outcome, 0);
+    }
 
     fn picks(backend: &Backend, count: usize) -> Vec<usize> {
-        (0..count).filter_map(|_| backend.pick(CLIENT, Tried::default())).map(|(index, _)| index).collect()
+        (0..count).filter_map(|_| backend.choose(&client(1), Tried::default())).map(|(index, _)| index).collect()
     }
 
     #[test]
@@ -206,20 +217,20 @@ pub(crate) mod tests {
         assert_eq!(picks(&backend, 6), [0, 1, 2, 0, 1, 2]);
         let mut tried = Tried::default();
         for _ in 0..3 {
-            let (index, _) = backend.pick(CLIENT, tried).expect("one is left");
+            let (index, _) = backend.choose(&client(1), tried).expect("one is left");
             tried.insert(index);
         }
-        assert!(backend.pick(CLIENT, tried).is_none());
+        assert!(backend.choose(&client(1), tried).is_none());
     }
 
     #[test]
     fn suspects_are_used_only_when_nothing_else_is_left() {
         let backend = backend(&["10.0.0.1:1", "10.0.0.2:1"], false);
-        backend.endpoints[0].mark_suspect();
+        connect(&backend.endpoints[0], Outcome::ConnectFailed);
         assert_eq!(picks(&backend, 3), [1, 1, 1]);
-        backend.endpoints[1].mark_suspect();
+        connect(&backend.endpoints[1], Outcome::ConnectFailed);
         assert_eq!(picks(&backend, 2).len(), 2);
-        backend.endpoints[0].mark_healthy();
+        connect(&backend.endpoints[0], Outcome::Connected(Duration::ZERO));
         assert_eq!(picks(&backend, 2), [0, 0]);
     }
 
@@ -229,12 +240,11 @@ pub(crate) mod tests {
         let before = backend(&all, true);
         let mut used = std::collections::BTreeSet::new();
         for last in 0..100u8 {
-            let client = IpAddr::from([192, 0, 2, last]);
-            let (_, chosen) = before.pick(client, Tried::default()).expect("an endpoint");
+            let (_, chosen) = before.choose(&client(last), Tried::default()).expect("an endpoint");
             used.insert(chosen.addr);
             let fewer: Vec<&str> = all.into_iter().filter(|a| *a == chosen.addr.to_string() || *a == all[0]).collect();
             let after = backend(&fewer, true);
-            assert_eq!(after.pick(client, Tried::default()).expect("an endpoint").1.addr, chosen.addr);
+            assert_eq!(after.choose(&client(last), Tried::default()).expect("an endpoint").1.addr, chosen.addr);
         }
         assert_eq!(used.len(), all.len(), "clients spread over all endpoints");
     }

@@ -4,7 +4,7 @@
 //! wakes DNS, nftables and the listener manager. It does no I/O and is called by the watch loop, or by hand in tests
 //! and benchmarks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -14,8 +14,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::backend::{Backend, BackendCell, EndpointState};
-use crate::snapshot::{EndpointPlan, PortPlan, Protocol, ServiceKey, ServicePlan, Snapshot};
-use crate::stats::{PodTotals, PodUsage, ServiceStats, ServiceTotals};
+use crate::proxy::site::{L4, Site, SiteCell, SiteMode, compile as compile_site};
+use crate::route::{HttpTable, Resolve, Rule, Weighted};
+use crate::snapshot::routes::{BackendRef, HostPort, RuleId};
+use crate::snapshot::{AppProtocol, EndpointPlan, PortPlan, Protocol, ServiceKey, ServicePlan, Snapshot};
+use crate::stats::{PodTotals, PodUsage, RouteStats, ServiceStats, ServiceTotals};
 
 /// A Pod's usage is kept this long after its last endpoint went, so that a billing reader does not miss its end.
 const USAGE_KEPT_SECONDS: i64 = 3_600;
@@ -24,11 +27,43 @@ const CLEANUP_SECONDS: i64 = 60;
 /// Beyond this many usage entries those of Pods that are gone are dropped at once.
 const MAX_USAGE_ENTRIES: usize = 100_000;
 
-/// A TCP port of a Service, the unit a listener serves.
+/// A port of a Service as one kind of traffic sees it: the unit that endpoints are chosen from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PortKey {
     pub service: ServiceKey,
     pub port: u16,
+    pub protocol: Protocol,
+    pub view: View,
+}
+
+/// Whose traffic it is: traffic policies may leave it different endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum View {
+    /// Of the Service's own load balancer ports and node ports.
+    Outside,
+    /// Of routes.
+    Routed,
+}
+
+impl PortKey {
+    /// A Service's own port.
+    pub fn outside(plan: &ServicePlan, port: &PortPlan) -> Self {
+        Self { service: plan.key.clone(), port: port.port, protocol: port.protocol, view: View::Outside }
+    }
+
+    /// What a route sends to.
+    pub fn routed(backend: &BackendRef) -> Self {
+        Self { service: backend.service.clone(), port: backend.port, protocol: backend.protocol, view: View::Routed }
+    }
+}
+
+/// What a listener serves.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum SiteKey {
+    /// A Service's own port.
+    Service(PortKey),
+    /// Routes on a port of the host.
+    Listener(HostPort),
 }
 
 /// Current snapshot, run-time state of what it names, and whom to tell about the next one.
@@ -43,6 +78,8 @@ pub(crate) struct Hub {
 #[derive(Debug, Default)]
 struct State {
     ports: BTreeMap<PortKey, Port>,
+    sites: BTreeMap<SiteKey, Arc<SiteCell>>,
+    routes: BTreeMap<RuleId, Arc<RouteStats>>,
     endpoints: HashMap<(SocketAddr, Option<Arc<str>>), Interned>,
     services: BTreeMap<ServiceKey, Arc<ServiceStats>>,
     usage: BTreeMap<Arc<str>, Arc<PodUsage>>,
@@ -85,9 +122,15 @@ impl Hub {
         self.changed.subscribe()
     }
 
-    /// The cell of a TCP Service port that the snapshot has.
+    /// The endpoints of a Service port that the snapshot has.
+    #[cfg(test)]
     pub fn cell(&self, key: &PortKey) -> Option<Arc<BackendCell>> {
         self.state.lock().ports.get(key).map(|port| port.cell.clone())
+    }
+
+    /// What a listener serves.
+    pub fn site(&self, key: &SiteKey) -> Option<Arc<SiteCell>> {
+        self.state.lock().sites.get(key).cloned()
     }
 
     /// Makes `snapshot` the one in force.
@@ -99,14 +142,18 @@ impl Hub {
             for (key, plan) in &snapshot.services {
                 let before = old.services.get(key);
                 if before.is_none_or(|before| !Arc::ptr_eq(before, plan)) {
-                    state.update(plan, before.map(|plan| &**plan), self.threads);
+                    state.update(plan, before.map(|plan| &**plan), &snapshot.routed, self.threads);
                 }
             }
             for (key, plan) in &old.services {
                 if !snapshot.services.contains_key(key) {
-                    state.remove(plan);
+                    state.remove(plan, &snapshot.routed);
                 }
             }
+            if !Arc::ptr_eq(&old.routed, &snapshot.routed) {
+                state.update_routed(&old.routed, &snapshot, self.threads);
+            }
+            state.update_listeners(&old, &snapshot, self.threads);
             state.forget_old_usage(now_seconds());
         }
         self.changed.send_replace(snapshot);
@@ -136,60 +183,191 @@ pub(crate) fn proxied_ports(plan: &ServicePlan) -> impl Iterator<Item = &PortPla
 }
 
 impl State {
-    fn update(&mut self, plan: &ServicePlan, before: Option<&ServicePlan>, threads: usize) {
+    fn update(
+        &mut self,
+        plan: &ServicePlan,
+        before: Option<&ServicePlan>,
+        routed: &BTreeSet<BackendRef>,
+        threads: usize,
+    ) {
         for port in proxied_ports(plan) {
-            let key = PortKey { service: plan.key.clone(), port: port.port };
-            // New endpoints are taken before old ones are released, so that a shared one is never marked removed.
-            let backend = self.backend(plan, port, threads);
-            match self.ports.get(&key) {
-                Some(known) => {
-                    let old = known.cell.swap(Arc::new(backend));
-                    self.release(&old);
-                }
-                None => {
-                    let turn = backend.turn.clone();
-                    self.ports.insert(key, Port { cell: Arc::new(ArcSwap::from_pointee(backend)), turn });
-                }
+            let key = PortKey::outside(plan, port);
+            self.set_port(&key, plan, port, threads);
+            self.set_service_site(&key, port, threads);
+        }
+        for backend in routed_ports(routed, &plan.key) {
+            self.set_routed(backend, plan, threads);
+        }
+        let kept: BTreeSet<PortKey> = proxied_ports(plan).map(|port| PortKey::outside(plan, port)).collect();
+        for (plan, port) in before.into_iter().flat_map(|plan| proxied_ports(plan).map(move |port| (plan, port))) {
+            let key = PortKey::outside(plan, port);
+            if !kept.contains(&key) {
+                self.remove_outside(&key);
             }
         }
-        let kept = |port: u16| proxied_ports(plan).any(|kept| kept.port == port);
-        let gone: Vec<u16> = before.into_iter().flat_map(proxied_ports).map(|p| p.port).filter(|p| !kept(*p)).collect();
-        gone.into_iter().for_each(|port| self.remove_port(&plan.key, port));
     }
 
-    fn remove(&mut self, plan: &ServicePlan) {
-        proxied_ports(plan).for_each(|port| self.remove_port(&plan.key, port.port));
+    /// Follows a Service that is gone. What routes send to stays, without endpoints, until no route names it.
+    fn remove(&mut self, plan: &ServicePlan, routed: &BTreeSet<BackendRef>) {
+        proxied_ports(plan).for_each(|port| self.remove_outside(&PortKey::outside(plan, port)));
+        for backend in routed_ports(routed, &plan.key) {
+            self.empty_port(&PortKey::routed(backend));
+        }
         self.services.remove(&plan.key);
     }
 
-    fn remove_port(&mut self, service: &ServiceKey, port: u16) {
-        let Some(port) = self.ports.remove(&PortKey { service: service.clone(), port }) else { return };
+    fn remove_outside(&mut self, key: &PortKey) {
+        if let Some(site) = self.sites.remove(&SiteKey::Service(key.clone())) {
+            site.store(Arc::new(Site::gone()));
+        }
+        self.remove_port(key);
+    }
+
+    fn remove_port(&mut self, key: &PortKey) {
+        self.empty_port(key);
+        self.ports.remove(key);
+    }
+
+    /// Connections that outlive their Service find nobody to ask.
+    fn empty_port(&mut self, key: &PortKey) {
+        let Some(port) = self.ports.get(key) else { return };
         let old = port.cell.load_full();
-        // Connections that outlive the Service find nobody to ask.
         port.cell.store(Arc::new(Backend {
             service: old.service.clone(),
             port: old.port,
             app: old.app,
             endpoints: Box::default(),
-            client_ip_affinity: false,
+            policy: Arc::default(),
             turn: old.turn.clone(),
             stats: old.stats.clone(),
         }));
         self.release(&old);
     }
 
-    fn backend(&mut self, plan: &ServicePlan, port: &PortPlan, threads: usize) -> Backend {
-        let key = PortKey { service: plan.key.clone(), port: port.port };
-        let stats = self.services.entry(plan.key.clone()).or_insert_with(|| Arc::new(ServiceStats::new(threads)));
+    /// Takes over which Service ports routes send to.
+    fn update_routed(&mut self, before: &BTreeSet<BackendRef>, snapshot: &Snapshot, threads: usize) {
+        for backend in snapshot.routed.difference(before) {
+            match snapshot.services.get(&backend.service) {
+                Some(plan) => self.set_routed(backend, plan, threads),
+                None => drop(self.routed_cell(backend, threads)),
+            }
+        }
+        for backend in before.difference(&snapshot.routed) {
+            self.remove_port(&PortKey::routed(backend));
+        }
+    }
+
+    fn set_routed(&mut self, backend: &BackendRef, plan: &ServicePlan, threads: usize) {
+        let key = PortKey::routed(backend);
+        match plan.ports.iter().find(|port| port.port == backend.port && port.protocol == backend.protocol) {
+            Some(port) => self.set_port(&key, plan, port, threads),
+            None => self.empty_port(&key),
+        }
+    }
+
+    /// The cell that routes send to; without endpoints if the Service is not there (yet).
+    fn routed_cell(&mut self, backend: &BackendRef, threads: usize) -> Arc<BackendCell> {
+        let key = PortKey::routed(backend);
+        if let Some(port) = self.ports.get(&key) {
+            return port.cell.clone();
+        }
+        let turn: Arc<AtomicUsize> = Arc::default();
+        let empty = Backend {
+            service: backend.service.clone(),
+            port: backend.port,
+            app: AppProtocol::Http,
+            endpoints: Box::default(),
+            policy: Arc::default(),
+            turn: turn.clone(),
+            stats: self.service_stats(&backend.service, threads),
+        };
+        let cell = Arc::new(ArcSwap::from_pointee(empty));
+        self.ports.insert(key, Port { cell: cell.clone(), turn });
+        cell
+    }
+
+    fn set_port(&mut self, key: &PortKey, plan: &ServicePlan, port: &PortPlan, threads: usize) {
+        // New endpoints are taken before old ones are released, so that a shared one is never marked removed.
+        let backend = self.backend(key, plan, port, threads);
+        match self.ports.get(key) {
+            Some(known) => {
+                let old = known.cell.swap(Arc::new(backend));
+                self.release(&old);
+            }
+            None => {
+                let turn = backend.turn.clone();
+                self.ports.insert(key.clone(), Port { cell: Arc::new(ArcSwap::from_pointee(backend)), turn });
+            }
+        }
+    }
+
+    fn backend(&mut self, key: &PortKey, plan: &ServicePlan, port: &PortPlan, threads: usize) -> Backend {
+        let endpoints = if key.view == View::Outside { &port.external } else { &port.routed };
         Backend {
             service: plan.key.clone(),
             port: port.port,
             app: port.app,
-            client_ip_affinity: plan.client_ip_affinity,
-            turn: self.ports.get(&key).map(|port| port.turn.clone()).unwrap_or_default(),
-            stats: stats.clone(),
-            endpoints: port.external.iter().map(|endpoint| self.acquire(endpoint, threads)).collect(),
+            policy: port.policy.clone(),
+            turn: self.ports.get(key).map(|port| port.turn.clone()).unwrap_or_default(),
+            stats: self.service_stats(&plan.key, threads),
+            endpoints: endpoints.iter().map(|endpoint| self.acquire(endpoint, threads)).collect(),
         }
+    }
+
+    fn service_stats(&mut self, key: &ServiceKey, threads: usize) -> Arc<ServiceStats> {
+        self.services.entry(key.clone()).or_insert_with(|| Arc::new(ServiceStats::new(threads))).clone()
+    }
+
+    fn route_stats(&mut self, id: &RuleId, threads: usize) -> Arc<RouteStats> {
+        self.routes.entry(id.clone()).or_insert_with(|| Arc::new(RouteStats::new(threads))).clone()
+    }
+
+    /// What a Service's own port serves: everything goes to its endpoints.
+    fn set_service_site(&mut self, key: &PortKey, port: &PortPlan, threads: usize) {
+        let Some(cell) = self.ports.get(key).map(|port| port.cell.clone()) else { return };
+        let id = RuleId {
+            kind: "Service",
+            namespace: key.service.namespace.clone(),
+            name: key.service.name.clone(),
+            ..RuleId::default()
+        };
+        let stats = self.route_stats(&id, threads);
+        let mode = match (port.app, port.protocol) {
+            (AppProtocol::Http | AppProtocol::H2c, Protocol::Tcp) => {
+                let rule = Rule::of_service(id, cell, port.requests.clone(), stats);
+                SiteMode::Http(Arc::new(HttpTable::only(Arc::new(rule))))
+            }
+            (_, protocol) => {
+                let share = Weighted { cell: Some(cell), weight: 1, filters: Box::default() };
+                let idle_timeout = port.requests.idle_timeout;
+                let l4 = Arc::new(L4 { id, shares: Box::new([share]), total_weight: 1, idle_timeout, stats });
+                if protocol == Protocol::Tcp { SiteMode::Tcp(l4) } else { SiteMode::Udp(l4) }
+            }
+        };
+        self.set_site(SiteKey::Service(key.clone()), Site { mode, accept_proxy: None });
+    }
+
+    fn set_site(&mut self, key: SiteKey, site: Site) {
+        match self.sites.get(&key) {
+            Some(cell) => cell.store(Arc::new(site)),
+            None => drop(self.sites.insert(key, Arc::new(ArcSwap::from_pointee(site)))),
+        }
+    }
+
+    /// Compiles the listeners that changed.
+    fn update_listeners(&mut self, old: &Snapshot, snapshot: &Snapshot, threads: usize) {
+        for (port, plan) in &snapshot.listeners {
+            if old.listeners.get(port).is_none_or(|before| !Arc::ptr_eq(before, plan)) {
+                let site = compile_site(plan, &mut Cells { state: self, threads });
+                self.set_site(SiteKey::Listener(*port), site);
+            }
+        }
+        for port in old.listeners.keys().filter(|port| !snapshot.listeners.contains_key(port)) {
+            if let Some(site) = self.sites.remove(&SiteKey::Listener(*port)) {
+                site.store(Arc::new(Site::gone()));
+            }
+        }
+        self.routes.retain(|_, stats| Arc::strong_count(stats) > 1);
     }
 
     fn acquire(&mut self, plan: &EndpointPlan, threads: usize) -> Arc<EndpointState> {
@@ -235,6 +413,30 @@ impl State {
     }
 }
 
+/// The routed ports of a Service.
+fn routed_ports<'a>(
+    routed: &'a BTreeSet<BackendRef>,
+    service: &'a ServiceKey,
+) -> impl Iterator<Item = &'a BackendRef> + 'a {
+    let first = BackendRef { service: service.clone(), port: 0, protocol: Protocol::Tcp };
+    routed.range(first..).take_while(move |backend| backend.service == *service)
+}
+
+/// Where compiled rules find cells and counters.
+struct Cells<'a> {
+    state: &'a mut State,
+    threads: usize,
+}
+
+impl Resolve for Cells<'_> {
+    fn cell(&mut self, backend: &BackendRef) -> Option<Arc<BackendCell>> {
+        Some(self.state.routed_cell(backend, self.threads))
+    }
+    fn stats(&mut self, id: &RuleId) -> Arc<RouteStats> {
+        self.state.route_stats(id, self.threads)
+    }
+}
+
 fn now_seconds() -> i64 {
     k8s_openapi::jiff::Timestamp::now().as_second()
 }
@@ -268,7 +470,8 @@ mod tests {
     }
 
     fn cell(hub: &Hub, name: &str) -> Arc<BackendCell> {
-        hub.cell(&PortKey { service: ServiceKey::new("d", name), port: 80 }).expect("a cell")
+        let service = ServiceKey::new("d", name);
+        hub.cell(&PortKey { service, port: 80, protocol: Protocol::Tcp, view: View::Outside }).expect("a cell")
     }
 
     #[test]

@@ -12,12 +12,15 @@
 //! without Kubernetes.
 
 mod backend;
+mod balance;
 mod config;
 mod dns;
 mod hub;
 mod listeners;
 mod metrics;
+pub mod policy;
 mod proxy;
+mod route;
 pub mod serviceproxy;
 pub mod snapshot;
 mod stats;

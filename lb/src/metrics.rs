@@ -113,7 +113,12 @@ mod tests {
         hub.publish(plan(&[service], &[], &PlanConfig::default()));
         let mut registry = Registry::default();
         register(&mut registry, hub.clone());
-        let key = crate::hub::PortKey { service: ServiceKey::new("shop", "web"), port: 80 };
+        let key = crate::hub::PortKey {
+            service: ServiceKey::new("shop", "web"),
+            port: 80,
+            protocol: crate::snapshot::Protocol::Tcp,
+            view: crate::hub::View::Outside,
+        };
         let backend = hub.cell(&key).expect("a backend").load_full();
         backend.stats.shard(0).record(200, std::time::Duration::from_millis(3));
         let mut text = String::new();

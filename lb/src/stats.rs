@@ -144,6 +144,29 @@ impl ServiceStats {
     }
 }
 
+/// Counters of a route's rule on one thread.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct RouteShard {
+    pub requests: AtomicU64,
+}
+
+/// Counters of a route's rule.
+#[derive(Debug)]
+pub(crate) struct RouteStats {
+    shards: Shards<RouteShard>,
+}
+
+impl RouteStats {
+    pub fn new(threads: usize) -> Self {
+        Self { shards: Shards::new(threads) }
+    }
+
+    pub fn shard(&self, thread: usize) -> &RouteShard {
+        self.shards.get(thread)
+    }
+}
+
 /// Cumulative usage of one Pod, for billing. Survives snapshots and address changes of the Pod.
 #[derive(Debug)]
 pub(crate) struct PodUsage {

@@ -11,10 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::bind::{BindError, bind};
 use super::{Claim, Claims, Problem, Report, Role, desired};
-use crate::backend::BackendCell;
-use crate::hub::{Hub, PortKey};
+use crate::hub::{Hub, SiteKey};
 use crate::proxy::Proxy;
+use crate::proxy::site::SiteCell;
 use crate::snapshot::Snapshot;
+use crate::snapshot::routes::HostPort;
 
 /// First and longest pause before a port that could not be bound is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -26,14 +27,14 @@ pub(crate) struct Manager {
     proxy: Proxy,
     bind_address: IpAddr,
     report: Arc<watch::Sender<Report>>,
-    ports: BTreeMap<u16, Port>,
+    ports: BTreeMap<HostPort, Port>,
     next_id: u64,
 }
 
 /// What became of a host port we want.
 enum Port {
     /// Served by our listener `id`.
-    Open { id: u64, target: PortKey, cell: Arc<BackendCell> },
+    Open { id: u64, target: SiteKey, site: Arc<SiteCell> },
     /// Could not be bound; tried again at `retry_at`.
     Failed { error: BindError, retry_at: Instant, pause: Duration },
 }
@@ -77,21 +78,21 @@ impl Manager {
 
     /// Closes what is not wanted any more, then opens what is missing.
     async fn apply(&mut self, claims: &Claims) {
-        let wanted = |port: &u16, target: &PortKey| {
+        let wanted = |port: &HostPort, target: &SiteKey| {
             claims.get(port).and_then(|claims| claims.first()).is_some_and(|winner| winner.target == *target)
         };
-        let close: Vec<(u16, u64)> = self
+        let close: Vec<(HostPort, u64)> = self
             .ports
             .iter()
             .filter_map(|(port, state)| match state {
-                Port::Open { id, target, cell } if !wanted(port, target) || !self.is_current(target, cell) => {
+                Port::Open { id, target, site } if !wanted(port, target) || !self.is_current(target, site) => {
                     Some((*port, *id))
                 }
                 _ => None,
             })
             .collect();
         for (port, id) in close {
-            tracing::info!(port, "closing listener");
+            tracing::info!(port = port.port, "closing listener");
             self.proxy.close(id).await;
             self.ports.remove(&port);
         }
@@ -103,13 +104,13 @@ impl Manager {
         }
     }
 
-    /// Whether a listener's cell is still the one that snapshots update: a Service that was deleted and created again
+    /// Whether a listener's site is still the one that snapshots update: a Service that was deleted and created again
     /// between two rounds has a new one.
-    fn is_current(&self, target: &PortKey, cell: &Arc<BackendCell>) -> bool {
-        self.hub.cell(target).is_some_and(|current| Arc::ptr_eq(&current, cell))
+    fn is_current(&self, target: &SiteKey, site: &Arc<SiteCell>) -> bool {
+        self.hub.site(target).is_some_and(|current| Arc::ptr_eq(&current, site))
     }
 
-    async fn open(&mut self, port: u16, winner: &Claim) {
+    async fn open(&mut self, port: HostPort, winner: &Claim) {
         let pause = match self.ports.get(&port) {
             Some(Port::Open { .. }) => return,
             Some(Port::Failed { retry_at, .. }) if *retry_at > Instant::now() => return,
@@ -117,16 +118,16 @@ impl Manager {
             _ => RETRY_MIN,
         };
         // The snapshot may have moved on since the claims were made; the next round sees that.
-        let Some(cell) = self.hub.cell(&winner.target) else { return };
-        let state = match bind(SocketAddr::new(self.bind_address, port), self.proxy.threads()) {
+        let Some(site) = self.hub.site(&winner.target) else { return };
+        let state = match bind(SocketAddr::new(self.bind_address, port.port), self.proxy.threads()) {
             Ok(sockets) => {
                 self.next_id += 1;
-                tracing::info!(port, service = %winner.target.service, "listening");
-                self.proxy.open(self.next_id, sockets, &cell).await;
-                Port::Open { id: self.next_id, target: winner.target.clone(), cell }
+                tracing::info!(port = port.port, owner = winner.owner, "listening");
+                self.proxy.open(self.next_id, sockets, &site).await;
+                Port::Open { id: self.next_id, target: winner.target.clone(), site }
             }
             Err(error) => {
-                tracing::debug!(port, %error, "port cannot be listened on, will retry");
+                tracing::debug!(port = port.port, %error, "port cannot be listened on, will retry");
                 Port::Failed { error, retry_at: Instant::now() + pause, pause }
             }
         };
@@ -137,13 +138,17 @@ impl Manager {
         let mut report = Report { settled: true, ..Report::default() };
         for (port, claims) in claims {
             for (rank, claim) in claims.iter().enumerate() {
-                let entry = report.services.entry(claim.target.service.clone()).or_default();
                 let problem = match (rank, self.ports.get(port)) {
                     (0, Some(Port::Open { .. })) => None,
-                    (0, Some(Port::Failed { error, .. })) => Some(bind_problem(*port, self.bind_address, error)),
+                    (0, Some(Port::Failed { error, .. })) => Some(bind_problem(port.port, self.bind_address, error)),
                     (0, None) => None,
-                    _ => Some(claim_problem(*port, &claims[0])),
+                    _ => Some(claim_problem(port.port, &claims[0])),
                 };
+                let Some(service) = &claim.service else {
+                    report.listeners.insert(*port, problem);
+                    continue;
+                };
+                let entry = report.services.entry(service.clone()).or_default();
                 if claim.role == Role::LoadBalancer {
                     let bound = rank == 0 && matches!(self.ports.get(port), Some(Port::Open { .. }));
                     *(if bound { &mut entry.bound } else { &mut entry.unbound }) += 1;
@@ -199,8 +204,8 @@ fn claim_problem(port: u16, winner: &Claim) -> Problem {
     Problem {
         reason: "PortConflict",
         message: format!(
-            "Port {port} is already served for Service {}, which is older. Give one of the two another port.",
-            winner.target.service
+            "Port {port} is already served for {}, which is older. Give one of the two another port.",
+            winner.owner
         ),
     }
 }

@@ -9,7 +9,8 @@ pub(crate) mod status;
 
 use std::collections::BTreeMap;
 
-use crate::hub::{PortKey, proxied_ports};
+use crate::hub::{PortKey, SiteKey, proxied_ports};
+use crate::snapshot::routes::HostPort;
 use crate::snapshot::{ServiceKey, ServiceType, Snapshot};
 
 /// Why a Service wants a port of the host.
@@ -19,30 +20,38 @@ pub(crate) enum Role {
     LoadBalancer,
     /// A node port.
     NodePort,
+    /// A port of Gateways or Ingresses.
+    Route,
 }
 
-/// A Service port that wants to be served on a port of the host.
+/// Something that wants to be served on a port of the host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Claim {
-    /// Creation time of the Service: the oldest claim wins.
+    /// Creation time of the object: the oldest claim wins.
     pub created: i64,
-    pub target: PortKey,
+    pub target: SiteKey,
+    /// Whom it serves, e.g. `Service d/web`, for messages.
+    pub owner: String,
+    /// The Service whose status tells of it.
+    pub service: Option<ServiceKey>,
     pub role: Role,
 }
 
 /// A host port: its winner first, then those who lost it, oldest first.
-pub(crate) type Claims = BTreeMap<u16, Vec<Claim>>;
+pub(crate) type Claims = BTreeMap<HostPort, Vec<Claim>>;
 
 /// What must be listened on for `snapshot`. Pure.
 pub(crate) fn desired(snapshot: &Snapshot) -> Claims {
     let mut claims = Claims::new();
     for plan in snapshot.services.values() {
         for port in proxied_ports(plan) {
-            let target = PortKey { service: plan.key.clone(), port: port.port };
             let mut claim = |host_port: u16, role| {
+                let host_port = HostPort { port: host_port, protocol: port.protocol };
                 claims.entry(host_port).or_default().push(Claim {
                     created: plan.created,
-                    target: target.clone(),
+                    target: SiteKey::Service(PortKey::outside(plan, port)),
+                    owner: format!("Service {}", plan.key),
+                    service: Some(plan.key.clone()),
                     role,
                 });
             };
@@ -53,6 +62,15 @@ pub(crate) fn desired(snapshot: &Snapshot) -> Claims {
                 claim(node_port, Role::NodePort);
             }
         }
+    }
+    for (port, plan) in &snapshot.listeners {
+        claims.entry(*port).or_default().push(Claim {
+            created: plan.created,
+            target: SiteKey::Listener(*port),
+            owner: plan.owners.join(", "),
+            service: None,
+            role: Role::Route,
+        });
     }
     claims.values_mut().for_each(|claims| claims.sort());
     claims
@@ -72,6 +90,8 @@ pub(crate) struct Problem {
 pub(crate) struct Report {
     /// By Service.
     pub services: BTreeMap<ServiceKey, ServiceReport>,
+    /// By port that routes are served on: what stands in the way; `None` when it is bound.
+    pub listeners: BTreeMap<HostPort, Option<Problem>>,
     /// The manager has tried everything the current snapshot asks for.
     pub settled: bool,
 }
@@ -96,10 +116,7 @@ mod tests {
     fn winners(services: &[Value]) -> Vec<(u16, Vec<String>)> {
         let services: Vec<_> = services.iter().map(|s| serde_json::from_value(s.clone()).expect("a Service")).collect();
         let claims = desired(&plan(&services, &[], &PlanConfig::default()));
-        claims
-            .into_iter()
-            .map(|(port, claims)| (port, claims.iter().map(|c| c.target.service.to_string()).collect()))
-            .collect()
+        claims.into_iter().map(|(port, claims)| (port.port, claims.iter().map(|c| c.owner.clone()).collect())).collect()
     }
 
     fn service(name: &str, created: &str, kind: &str, ports: Value) -> Value {
@@ -111,7 +128,7 @@ mod tests {
     fn load_balancer_ports_and_node_ports_are_listened_on() {
         let ports = json!([{"port": 80, "nodePort": 30080}, {"port": 53, "protocol": "UDP", "nodePort": 30053}]);
         let got = winners(&[service("a", "2026-01-01T00:00:00Z", "LoadBalancer", ports.clone())]);
-        assert_eq!(got, [(80, vec!["d/a".to_owned()]), (30080, vec!["d/a".to_owned()])]);
+        assert_eq!(got, [(80, vec!["Service d/a".to_owned()]), (30080, vec!["Service d/a".to_owned()])]);
         assert_eq!(winners(&[service("a", "2026-01-01T00:00:00Z", "NodePort", ports.clone())]).len(), 1);
         assert!(winners(&[service("a", "2026-01-01T00:00:00Z", "ClusterIP", ports)]).is_empty());
     }
@@ -123,6 +140,6 @@ mod tests {
             service("a", "2026-01-02T00:00:00Z", "LoadBalancer", ports.clone()),
             service("b", "2026-01-01T00:00:00Z", "LoadBalancer", ports),
         ]);
-        assert_eq!(got, [(80, vec!["d/b".to_owned(), "d/a".to_owned()])]);
+        assert_eq!(got, [(80, vec!["Service d/b".to_owned(), "Service d/a".to_owned()])]);
     }
 }

@@ -192,7 +192,7 @@ mod tests {
 
     fn report(bound: usize, unbound: usize, problems: Vec<Problem>) -> Report {
         let service = ServiceReport { bound, unbound, problems };
-        Report { services: [(ServiceKey::new("d", "web"), service)].into(), settled: true }
+        Report { services: [(ServiceKey::new("d", "web"), service)].into(), settled: true, ..Report::default() }
     }
 
     #[track_caller]

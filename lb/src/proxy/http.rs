@@ -27,9 +27,12 @@ use super::pool::{ConnectError, Upstream};
 use super::record::Record;
 use super::request::{self, Client, Framing, Parsed, Reject, Request};
 use super::response::Answer;
+use super::site::{SiteCell, SiteMode};
 use super::tunnel;
-use super::worker::Worker;
-use crate::backend::{Backend, BackendCell, EndpointState, Tried};
+use super::worker::{Active, Worker};
+use crate::backend::{Backend, EndpointState, Tried};
+use crate::balance::{Choice, Outcome};
+use crate::route::Rule;
 use crate::stats::add;
 
 /// Attempts per request, stale pooled connections included.
@@ -42,7 +45,7 @@ const LINGER_BYTES: usize = 1024 * 1024;
 /// A client connection.
 pub(crate) struct Conn<'s> {
     worker: Rc<Worker>,
-    cell: Arc<BackendCell>,
+    site: Arc<SiteCell>,
     drain: Rc<Drain>,
     peer: IpAddr,
     client: Client,
@@ -76,9 +79,11 @@ pub(crate) async fn serve(
     worker: Rc<Worker>,
     mut stream: TcpStream,
     peer: SocketAddr,
-    cell: Arc<BackendCell>,
+    site: Arc<SiteCell>,
     drain: Rc<Drain>,
 ) {
+    let service = rule_of(&site).and_then(|rule| rule.share(0)?.cell.as_ref().map(|cell| cell.load().stats.clone()));
+    let _active = service.map(|stats| Active::new(stats, worker.index));
     let timeout = worker.config.header_read_timeout;
     let deadline = Cell::new(Some(Instant::now() + timeout));
     let work = async {
@@ -93,7 +98,7 @@ pub(crate) async fn serve(
                 reply: Vec::new(),
                 requests: 0,
                 worker: worker.clone(),
-                cell,
+                site,
                 peer,
                 reader,
                 writer,
@@ -133,6 +138,14 @@ pub(crate) async fn serve(
     .await;
 }
 
+/// The rule of a Service's own port.
+fn rule_of(site: &SiteCell) -> Option<Arc<Rule>> {
+    match &site.load().mode {
+        SiteMode::Http(table) => table.single().cloned(),
+        _ => None,
+    }
+}
+
 fn client(ip: IpAddr, trusted: bool) -> Client {
     let address = ip.to_string();
     let node = if ip.is_ipv6() { format!("\"[{address}]\"") } else { address.clone() };
@@ -145,7 +158,11 @@ impl Conn<'_> {
         loop {
             let Some(parsed) = self.next_head().await else { return After::Drop };
             deadline.set(None);
-            let record = Record::start(self.worker.clone(), self.cell.load_full());
+            let Some(rule) = rule_of(&self.site) else { return After::Drop };
+            let Some(cell) = rule.share(rand::random()).and_then(|share| share.cell.clone()) else {
+                return After::Drop;
+            };
+            let record = Record::start(self.worker.clone(), rule, cell.load_full());
             self.requests += 1;
             let after = match &parsed {
                 Parsed::Complete(request) => {
@@ -186,8 +203,9 @@ impl Conn<'_> {
             // A head that comes byte by byte is parsed once per line.
             if bytes[seen..].contains(&b'\n') || bytes.len() >= config.max_header_bytes {
                 let fallback_host = || {
-                    let service = &self.cell.load().service;
-                    format!("{}.{}", service.name, service.namespace)
+                    rule_of(&self.site)
+                        .map(|rule| format!("{}.{}", rule.id.name, rule.id.namespace))
+                        .unwrap_or_default()
                 };
                 match request::parse(bytes, config, &self.client, fallback_host, &mut self.head) {
                     Parsed::Partial => {}
@@ -253,7 +271,8 @@ impl Conn<'_> {
         let mut failure = Failure::NoEndpoints;
         let mut continued = !request.expects_continue;
         for attempt in 0..MAX_ATTEMPTS {
-            let Some((index, endpoint)) = backend.pick(self.peer, tried) else { break };
+            let choice = Choice::of_client(self.peer, self.worker.index);
+            let Some((index, endpoint)) = backend.choose(&choice, tried) else { break };
             if attempt > 0 {
                 add(&stats.retries, 1);
             }
@@ -354,12 +373,12 @@ impl Conn<'_> {
         }
         match Upstream::connect(endpoint, self.worker.config.connect_timeout).await {
             Ok(upstream) => {
-                endpoint.mark_healthy();
+                endpoint.report(&backend.policy, Outcome::Connected(now.elapsed()), self.worker.index);
                 add(&stats.upstream_opened, 1);
                 Ok((upstream, false))
             }
             Err(error) => {
-                endpoint.mark_suspect();
+                endpoint.report(&backend.policy, Outcome::ConnectFailed, self.worker.index);
                 add(&stats.connect_failures, 1);
                 tracing::debug!(service = %backend.service, endpoint = %endpoint.addr, %error, "endpoint is unreachable");
                 Err(match error {

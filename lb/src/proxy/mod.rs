@@ -2,7 +2,7 @@
 //! of a request is shared with another thread except the backend it reads and a round-robin counter.
 //!
 //! This module starts the threads and hands them sockets. It does not know Services: a socket comes with the
-//! [`BackendCell`] to serve from.
+//! [`site::Site`] to serve.
 
 mod buffer;
 mod chunked;
@@ -14,6 +14,7 @@ mod pool;
 mod record;
 mod request;
 mod response;
+pub(crate) mod site;
 mod tcp;
 mod tunnel;
 mod worker;
@@ -24,8 +25,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::backend::BackendCell;
 use crate::config::ProxyConfig;
+use site::SiteCell;
 use worker::Command;
 
 /// Commands waiting for a worker; the sender waits beyond.
@@ -82,11 +83,11 @@ impl Proxy {
         self.workers.len()
     }
 
-    /// Serves `cell` on `sockets`, one per thread, all bound to the same address with `SO_REUSEPORT`.
-    pub async fn open(&self, id: u64, sockets: Vec<TcpListener>, cell: &Arc<BackendCell>) {
+    /// Serves `site` on `sockets`, one per thread, all bound to the same address with `SO_REUSEPORT`.
+    pub async fn open(&self, id: u64, sockets: Vec<TcpListener>, site: &Arc<SiteCell>) {
         for (worker, socket) in self.workers.iter().zip(sockets) {
             // A worker that is gone has closed everything already.
-            let _ = worker.send(Command::Open { id, socket, cell: cell.clone() }).await;
+            let _ = worker.send(Command::Open { id, socket, site: site.clone() }).await;
         }
     }
 

@@ -7,11 +7,13 @@ use std::time::Instant;
 
 use super::worker::Worker;
 use crate::backend::{Backend, EndpointState};
+use crate::route::Rule;
 use crate::stats::{CODE_CLIENT_GONE, add};
 
 /// See the module.
 pub(crate) struct Record {
     pub worker: Rc<Worker>,
+    pub rule: Arc<Rule>,
     pub backend: Arc<Backend>,
     /// When its head was complete.
     pub started: Instant,
@@ -21,9 +23,10 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub fn start(worker: Rc<Worker>, backend: Arc<Backend>) -> Self {
+    pub fn start(worker: Rc<Worker>, rule: Arc<Rule>, backend: Arc<Backend>) -> Self {
         Self {
             worker,
+            rule,
             backend,
             started: Instant::now(),
             code: Cell::new(CODE_CLIENT_GONE),
@@ -74,6 +77,7 @@ impl Record {
             .stats
             .shard(self.worker.index)
             .record(self.code.get(), now.saturating_duration_since(self.started));
+        add(&self.rule.stats.shard(self.worker.index).requests, 1);
         self.counted = true;
         now
     }

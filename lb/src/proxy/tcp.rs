@@ -6,16 +6,18 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::drain::{Drain, Phase};
 use super::pool;
+use super::site::L4;
 use super::tunnel::{self, Direction};
-use super::worker::Worker;
-use crate::backend::{Backend, BackendCell, EndpointState, Tried};
+use super::worker::{Active, Worker};
+use crate::backend::{Backend, EndpointState, Tried};
+use crate::balance::{self, Choice, Outcome};
 use crate::listeners::bind::keepalive;
 use crate::stats::add;
 
@@ -23,14 +25,11 @@ use crate::stats::add;
 const MAX_CONNECT_ATTEMPTS: usize = 8;
 
 /// Serves one client connection.
-pub(crate) async fn serve(
-    worker: &Rc<Worker>,
-    mut client: TcpStream,
-    peer: SocketAddr,
-    cell: &BackendCell,
-    drain: &Rc<Drain>,
-) {
-    let backend = cell.load_full();
+pub(crate) async fn serve(worker: &Rc<Worker>, mut client: TcpStream, peer: SocketAddr, l4: &L4, drain: &Rc<Drain>) {
+    let cell = l4.share(rand::random()).and_then(|share| share.cell.as_ref());
+    let Some(backend) = cell.map(|cell| cell.load_full()) else { return };
+    let _active = Active::new(backend.stats.clone(), worker.index);
+    let Ok(_permit) = balance::enter_connection(&backend) else { return };
     let Some((endpoint, upstream)) = connect(worker, &backend, peer).await else {
         // A reset tells the client apart from an orderly end that nothing was served.
         let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
@@ -66,17 +65,19 @@ pub(crate) async fn serve(
 /// A connection to the first endpoint that accepts one.
 async fn connect(worker: &Worker, backend: &Backend, peer: SocketAddr) -> Option<(Arc<EndpointState>, TcpStream)> {
     let shard = backend.stats.shard(worker.index);
+    let choice = Choice::of_client(peer.ip().to_canonical(), worker.index);
     let mut tried = Tried::default();
     for _ in 0..MAX_CONNECT_ATTEMPTS {
-        let (index, endpoint) = backend.pick(peer.ip().to_canonical(), tried)?;
+        let (index, endpoint) = backend.choose(&choice, tried)?;
+        let started = Instant::now();
         match pool::connect(endpoint.addr, worker.config.connect_timeout).await {
             Ok(stream) => {
-                endpoint.mark_healthy();
+                endpoint.report(&backend.policy, Outcome::Connected(started.elapsed()), worker.index);
                 add(&shard.upstream_opened, 1);
                 return Some((endpoint.clone(), stream));
             }
             Err(error) => {
-                endpoint.mark_suspect();
+                endpoint.report(&backend.policy, Outcome::ConnectFailed, worker.index);
                 add(&shard.connect_failures, 1);
                 tracing::debug!(service = %backend.service, endpoint = %endpoint.addr, %error, "endpoint is unreachable");
                 tried.insert(index);

@@ -15,11 +15,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::buffer::Stock;
 use super::drain::{Drain, Phase};
 use super::pool::Pool;
+use super::site::{SiteCell, SiteMode};
 use super::{http, tcp};
-use crate::backend::BackendCell;
 use crate::config::ProxyConfig;
 use crate::listeners::bind::BACKLOG;
-use crate::snapshot::AppProtocol;
 use crate::stats::{ServiceStats, add, sub};
 
 /// Pause after a failed accept (usually: out of file descriptors).
@@ -29,8 +28,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a worker is told.
 pub(crate) enum Command {
-    /// Serve `cell` on `socket`.
-    Open { id: u64, socket: std::net::TcpListener, cell: Arc<BackendCell> },
+    /// Serve `site` on `socket`.
+    Open { id: u64, socket: std::net::TcpListener, site: Arc<SiteCell> },
     /// Close that listener's socket, then answer; connections drain.
     Close { id: u64, closed: oneshot::Sender<()> },
     /// Look through the idle upstream connections now.
@@ -96,8 +95,8 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             _ = sweep.tick() => Some(Command::Sweep),
         };
         match command {
-            Some(Command::Open { id, socket, cell }) => {
-                if let Some(listener) = open(&worker, socket, cell) {
+            Some(Command::Open { id, socket, site }) => {
+                if let Some(listener) = open(&worker, socket, site) {
                     listeners.insert(id, listener);
                 }
             }
@@ -126,7 +125,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     worker.pool.borrow_mut().clear();
 }
 
-fn open(worker: &Rc<Worker>, socket: std::net::TcpListener, cell: Arc<BackendCell>) -> Option<Listener> {
+fn open(worker: &Rc<Worker>, socket: std::net::TcpListener, site: Arc<SiteCell>) -> Option<Listener> {
     let socket = TcpListener::from_std(socket)
         .inspect_err(|error| tracing::error!(%error, "a listener socket cannot be watched for connections"))
         .ok()?;
@@ -134,7 +133,7 @@ fn open(worker: &Rc<Worker>, socket: std::net::TcpListener, cell: Arc<BackendCel
     let (closed_tx, closed) = oneshot::channel();
     let (worker, accept_drain) = (worker.clone(), drain.clone());
     tokio::task::spawn_local(async move {
-        accept_loop(&worker, &socket, &cell, &accept_drain).await;
+        accept_loop(&worker, &socket, &site, &accept_drain).await;
         drop(socket);
         let _ = closed_tx.send(());
     });
@@ -151,14 +150,14 @@ async fn close(listener: Listener, grace: Duration) {
     });
 }
 
-async fn accept_loop(worker: &Rc<Worker>, socket: &TcpListener, cell: &Arc<BackendCell>, drain: &Rc<Drain>) {
+async fn accept_loop(worker: &Rc<Worker>, socket: &TcpListener, site: &Arc<SiteCell>, drain: &Rc<Drain>) {
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
             () = drain.reached(Phase::Draining) => break,
         };
         match accepted {
-            Ok((stream, peer)) => connection(worker, stream, peer, cell, drain),
+            Ok((stream, peer)) => connection(worker, stream, peer, site, drain),
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_RETRY).await;
@@ -168,43 +167,60 @@ async fn accept_loop(worker: &Rc<Worker>, socket: &TcpListener, cell: &Arc<Backe
     // Connections the kernel has completed already would be reset when the socket closes.
     for _ in 0..BACKLOG {
         let Some(Ok((stream, peer))) = socket.accept().now_or_never() else { return };
-        connection(worker, stream, peer, cell, drain);
+        connection(worker, stream, peer, site, drain);
     }
 }
 
-fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, cell: &Arc<BackendCell>, drain: &Rc<Drain>) {
+fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, site: &Arc<SiteCell>, drain: &Rc<Drain>) {
     if worker.connections.get() >= worker.config.max_connections_per_thread {
         return;
     }
-    let guard = ConnectionGuard::new(worker.clone(), cell.load().stats.clone());
-    let (worker, cell, drain) = (worker.clone(), cell.clone(), drain.clone());
+    let guard = ConnectionGuard::new(worker.clone());
+    let (worker, site, drain) = (worker.clone(), site.clone(), drain.clone());
     tokio::task::spawn_local(async move {
-        let app = cell.load().app;
-        match app {
-            AppProtocol::Http => http::serve(worker, stream, peer, cell, drain).await,
-            AppProtocol::Tcp => tcp::serve(&worker, stream, peer, &cell, &drain).await,
+        let now = site.load_full();
+        match &now.mode {
+            SiteMode::Http(_) => http::serve(worker, stream, peer, site, drain).await,
+            SiteMode::Tcp(l4) => tcp::serve(&worker, stream, peer, l4, &drain).await,
+            SiteMode::Gone | SiteMode::Tls(_) | SiteMode::Udp(_) => {}
         }
         drop(guard);
     });
 }
 
-/// Counts a connection while it lives: per thread for the limit and the drain, per Service for the metric.
+/// Counts a client's connection for its Service while it lives.
+pub(crate) struct Active {
+    stats: Arc<ServiceStats>,
+    thread: usize,
+}
+
+impl Active {
+    pub fn new(stats: Arc<ServiceStats>, thread: usize) -> Self {
+        add(&stats.shard(thread).active_connections, 1);
+        Self { stats, thread }
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        sub(&self.stats.shard(self.thread).active_connections, 1);
+    }
+}
+
+/// Counts a connection while it lives, for the thread's limit and the drain.
 pub(crate) struct ConnectionGuard {
     worker: Rc<Worker>,
-    stats: Arc<ServiceStats>,
 }
 
 impl ConnectionGuard {
-    pub fn new(worker: Rc<Worker>, stats: Arc<ServiceStats>) -> Self {
+    pub fn new(worker: Rc<Worker>) -> Self {
         worker.connections.set(worker.connections.get() + 1);
-        add(&stats.shard(worker.index).active_connections, 1);
-        Self { worker, stats }
+        Self { worker }
     }
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        sub(&self.stats.shard(self.worker.index).active_connections, 1);
         self.worker.connections.set(self.worker.connections.get() - 1);
         if self.worker.connections.get() == 0 {
             self.worker.idle.notify_one();

@@ -66,7 +66,7 @@ fn add_port(model: &mut Model, plan: &ServicePlan, port: &PortPlan) {
     let key = |ip: &Ipv4Addr| format!("{ip} . {protocol} . {}", port.port);
     let groups = [(&plan.cluster_ips, &port.internal), (&plan.external_ips, &port.external)];
     for (ips, endpoints) in groups {
-        let chain = chain(model, plan.client_ip_affinity, port.protocol, endpoints);
+        let chain = chain(model, plan.client_ip_affinity.is_some(), port.protocol, endpoints);
         for ip in ips.iter().filter_map(v4) {
             match &chain {
                 Some(chain) => {
@@ -79,7 +79,7 @@ fn add_port(model: &mut Model, plan: &ServicePlan, port: &PortPlan) {
         }
     }
     if let Some(node_port) = port.node_port
-        && let Some(chain) = chain(model, plan.client_ip_affinity, port.protocol, &port.external)
+        && let Some(chain) = chain(model, plan.client_ip_affinity.is_some(), port.protocol, &port.external)
     {
         model.node_ports.entry(format!("{protocol} . {node_port}")).or_insert(chain);
     }

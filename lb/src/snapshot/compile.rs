@@ -112,7 +112,7 @@ impl Compiler {
                 self.plans.insert(key, Arc::new(plan));
             }
         }
-        Snapshot { services: self.plans.clone(), node: self.node.clone() }
+        Snapshot { services: self.plans.clone(), node: self.node.clone(), ..Snapshot::default() }
     }
 }
 

@@ -6,15 +6,20 @@
 
 mod compile;
 mod plan;
+pub mod routes;
 pub(crate) mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use compile::Compiler;
 pub use plan::{plan, plan_service};
+use routes::{BackendRef, HostPort, ListenerPlan};
+
+use crate::policy::{RequestPolicy, ServicePolicy};
 
 /// Namespace and name of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +69,9 @@ pub enum AppProtocol {
     Tcp,
     /// HTTP/1.1 with an upstream pool: `appProtocol: http`, or a port named `http` or `http-…`.
     Http,
+    /// HTTP/2 without TLS towards endpoints (prior knowledge): `appProtocol: kubernetes.io/h2c` or `grpc`, or a port named
+    /// `grpc`, `grpc-…`, `h2c` or `h2c-…`.
+    H2c,
 }
 
 /// `Service.spec.type`; a headless Service is a `ClusterIp` without addresses ([`ServicePlan::headless`]).
@@ -80,7 +88,7 @@ pub enum ServiceType {
 }
 
 /// A Service with everything resolved that DNS, nftables and the proxy need.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ServicePlan {
     /// Namespace and name.
     pub key: ServiceKey,
@@ -98,8 +106,8 @@ pub struct ServicePlan {
     pub cluster_ips: Vec<IpAddr>,
     /// `spec.externalIPs`
     pub external_ips: Vec<IpAddr>,
-    /// `spec.sessionAffinity: ClientIP`
-    pub client_ip_affinity: bool,
+    /// `spec.sessionAffinity: ClientIP`: how long a client keeps its endpoint.
+    pub client_ip_affinity: Option<Duration>,
     /// Ports, in spec order.
     pub ports: Vec<PortPlan>,
     /// Addresses DNS answers with when the Service is headless, by address.
@@ -109,7 +117,7 @@ pub struct ServicePlan {
 }
 
 /// One port of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PortPlan {
     /// `name`, empty when unnamed.
     pub name: String,
@@ -125,6 +133,12 @@ pub struct PortPlan {
     pub internal: Arc<[EndpointPlan]>,
     /// Endpoints for traffic from outside (`externalTrafficPolicy` applied).
     pub external: Arc<[EndpointPlan]>,
+    /// Endpoints for traffic of routes (Ingress, Gateway API): all of them.
+    pub routed: Arc<[EndpointPlan]>,
+    /// What TrafficPolicies and the Service itself say about its endpoints.
+    pub policy: Arc<ServicePolicy>,
+    /// What TrafficPolicies of the Service say about requests; routes have their own.
+    pub requests: Arc<RequestPolicy>,
 }
 
 /// An address that traffic may be sent to.
@@ -134,6 +148,14 @@ pub struct EndpointPlan {
     pub addr: SocketAddr,
     /// UID of the Pod behind it, when it is one.
     pub pod_uid: Option<Arc<str>>,
+    /// Node it runs on.
+    pub node: Option<Arc<str>>,
+    /// Zone it is in.
+    pub zone: Option<Arc<str>>,
+    /// Region it is in (of its node).
+    pub region: Option<Arc<str>>,
+    /// Relative weight (TrafficPolicy); 100 unless somebody says otherwise.
+    pub weight: u32,
 }
 
 /// One address of a headless Service.
@@ -157,10 +179,14 @@ pub struct NodePlan {
 }
 
 /// All Services at one moment. Cheap to clone: Services are shared between snapshots.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// By namespace and name.
     pub services: BTreeMap<ServiceKey, Arc<ServicePlan>>,
+    /// Ports of the host that routes are served on.
+    pub listeners: BTreeMap<HostPort, Arc<ListenerPlan>>,
+    /// Service ports that [`Snapshot::listeners`] send traffic to.
+    pub routed: Arc<BTreeSet<BackendRef>>,
     /// The own node.
     pub node: NodePlan,
 }

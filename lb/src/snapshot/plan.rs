@@ -6,19 +6,25 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 
+use crate::policy::ServicePolicy;
+
 use super::{
-    AppProtocol, EndpointPlan, HostPlan, NodePlan, PlanConfig, PortPlan, Protocol, ServiceKey, ServicePlan,
-    ServiceType, Snapshot,
+    AppProtocol, EndpointPlan, HostPlan, PlanConfig, PortPlan, Protocol, ServiceKey, ServicePlan, ServiceType, Snapshot,
 };
 
 /// Label of an EndpointSlice that names its Service.
 pub(super) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// `spec.loadBalancerClass` values we implement; others belong to somebody else.
 const LOAD_BALANCER_CLASS: &str = "scaleup.dev/lb";
+/// Weight of an endpoint that no policy speaks of.
+pub(super) const DEFAULT_WEIGHT: u32 = 100;
+/// Upstream's default of `timeoutSeconds`.
+const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
 /// Endpoints kept per Service port; more cannot be balanced sensibly from one node.
 const MAX_ENDPOINTS_PER_PORT: usize = 5_000;
 
@@ -38,7 +44,7 @@ pub fn plan(services: &[Service], slices: &[EndpointSlice], config: &PlanConfig)
             Some((key.clone(), Arc::new(plan_service(key, service, slices, config))))
         })
         .collect();
-    Snapshot { services, node: NodePlan::default() }
+    Snapshot { services, ..Snapshot::default() }
 }
 
 /// Namespace and name of a Service object; `None` when the object has none.
@@ -67,11 +73,19 @@ pub fn plan_service(key: ServiceKey, service: &Service, slices: &[&EndpointSlice
         external_name: spec.external_name.clone().filter(|_| kind == ServiceType::ExternalName),
         cluster_ips: cluster_ips(spec, kind),
         external_ips: spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect(),
-        client_ip_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
+        client_ip_affinity: client_ip_affinity(spec),
         ports: ports.iter().filter_map(|port| plan_port(port, spec, kind, slices, config)).collect(),
         hosts: hosts(slices),
         ingress: ingress(service),
     }
+}
+
+/// How long a client keeps its endpoint (`sessionAffinityConfig.clientIP.timeoutSeconds`).
+fn client_ip_affinity(spec: &ServiceSpec) -> Option<Duration> {
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let seconds = config.and_then(|config| config.timeout_seconds).and_then(|seconds| u64::try_from(seconds).ok());
+    let on = spec.session_affinity.as_deref() == Some("ClientIP");
+    on.then(|| seconds.map_or(DEFAULT_AFFINITY, Duration::from_secs))
 }
 
 fn service_type(spec: &ServiceSpec) -> ServiceType {
@@ -132,6 +146,9 @@ fn plan_port(
         app,
         internal: restrict(local(&spec.internal_traffic_policy)),
         external: restrict(local(&spec.external_traffic_policy)),
+        routed: all.clone(),
+        policy: Arc::new(ServicePolicy { client_ip_affinity: client_ip_affinity(spec), ..ServicePolicy::default() }),
+        requests: Arc::default(),
         name,
     })
 }
@@ -146,10 +163,15 @@ fn parse_protocol(text: Option<&str>) -> Option<Protocol> {
 
 fn app_protocol(port: &ServicePort) -> AppProtocol {
     let named = port.name.as_deref().is_some_and(|name| name == "http" || name.starts_with("http-"));
+    let h2c = |name: &str| {
+        ["grpc", "h2c"].iter().any(|p| name.strip_prefix(p).is_some_and(|r| r.is_empty() || r.starts_with('-')))
+    };
     match port.app_protocol.as_deref() {
-        Some("http") => AppProtocol::Http,
+        Some("http" | "kubernetes.io/ws") => AppProtocol::Http,
+        Some("kubernetes.io/h2c" | "grpc") => AppProtocol::H2c,
         Some(_) => AppProtocol::Tcp,
         None if named => AppProtocol::Http,
+        None if port.name.as_deref().is_some_and(h2c) => AppProtocol::H2c,
         None => AppProtocol::Tcp,
     }
 }
@@ -186,7 +208,14 @@ fn candidate(endpoint: &Endpoint, addr: SocketAddr) -> Candidate<'_> {
     let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
     let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
     Candidate {
-        plan: EndpointPlan { addr, pod_uid: pod.and_then(|pod| pod.uid.as_deref()).map(Arc::from) },
+        plan: EndpointPlan {
+            addr,
+            pod_uid: pod.and_then(|pod| pod.uid.as_deref()).map(Arc::from),
+            node: endpoint.node_name.as_deref().map(Arc::from),
+            zone: endpoint.zone.as_deref().map(Arc::from),
+            region: None,
+            weight: DEFAULT_WEIGHT,
+        },
         ready,
         serving_while_terminating: serving && terminating,
         node: endpoint.node_name.as_deref(),
@@ -335,7 +364,7 @@ mod tests {
             json!([]),
         );
         assert_eq!(plan.kind, ServiceType::LoadBalancer);
-        assert!(plan.client_ip_affinity);
+        assert!(plan.client_ip_affinity.is_some());
         assert_eq!(plan.cluster_ips, ["10.96.0.9".parse::<IpAddr>().expect("an address")]);
         assert_eq!(plan.external_ips.len(), 1);
         assert_eq!(plan.ports[0].node_port, Some(30080));

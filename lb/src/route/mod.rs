@@ -1,0 +1,420 @@
+//! Which rule a request matches: [`HttpPlan`] compiled for looking up, immutable, shared by all threads.
+//!
+//! A lookup costs a hash of the host (and one per label with wildcards) and one per element of the path, however many routes there
+//! are. Nothing here does I/O or counts.
+
+mod paths;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::backend::BackendCell;
+use crate::policy::RequestPolicy;
+use crate::snapshot::routes::{
+    BackendRef, Filter, HostPattern, HostsPlan, HttpPlan, PathMatch, RuleId, RulePlan, ValueMatch, WeightedBackend,
+};
+use crate::stats::RouteStats;
+use paths::Paths;
+
+/// What matching may look at. Borrowed from a request's head, whatever its protocol.
+pub(crate) trait Head {
+    /// Method, upper case.
+    fn method(&self) -> &str;
+    /// `Host` or `:authority` in lower case, without port; empty if absent.
+    fn host(&self) -> &str;
+    /// Path without query, as received.
+    fn path(&self) -> &str;
+    /// Query without `?`.
+    fn query(&self) -> Option<&str>;
+    /// Value of a header by its lower-case name; several values are joined by commas.
+    fn header(&self, name: &str) -> Option<std::borrow::Cow<'_, str>>;
+    /// The client's address (after PROXY protocol).
+    fn client(&self) -> IpAddr;
+}
+
+/// A rule ready to be used.
+#[derive(Debug)]
+pub(crate) struct Rule {
+    pub id: RuleId,
+    /// What matched, for prefix rewrites and explanations.
+    pub path: PathMatch,
+    pub filters: Box<[Filter]>,
+    pub backends: Box<[Weighted]>,
+    /// Sum of weights; 0: nobody to send to.
+    pub total_weight: u32,
+    pub policy: Arc<RequestPolicy>,
+    pub stats: Arc<RouteStats>,
+    conditions: Conditions,
+}
+
+/// A share of a rule's requests.
+#[derive(Debug)]
+pub(crate) struct Weighted {
+    /// `None`: an invalid reference, answered with 500.
+    pub cell: Option<Arc<BackendCell>>,
+    pub weight: u32,
+    pub filters: Box<[Filter]>,
+}
+
+impl Weighted {
+    /// From a plan.
+    pub fn compile(plan: &WeightedBackend, resolve: &mut impl Resolve) -> Self {
+        Self {
+            cell: plan.backend.as_ref().and_then(|backend| resolve.cell(backend)),
+            weight: plan.weight,
+            filters: plan.filters.clone().into(),
+        }
+    }
+}
+
+/// One of `shares` by weight; `random` is any number.
+pub(crate) fn choose_share(shares: &[Weighted], total_weight: u32, random: u32) -> Option<&Weighted> {
+    if let [only] = shares
+        && only.weight > 0
+    {
+        return Some(only);
+    }
+    let mut at = random.checked_rem(total_weight)?;
+    shares.iter().find(|share| {
+        let here = at < share.weight;
+        at = at.saturating_sub(share.weight);
+        here
+    })
+}
+
+#[derive(Debug, Default)]
+struct Conditions {
+    method: Option<Arc<str>>,
+    headers: Box<[(Arc<str>, Value)]>,
+    query: Box<[(Arc<str>, Value)]>,
+}
+
+#[derive(Debug)]
+enum Value {
+    Exact(Arc<str>),
+    Regex(regex::Regex),
+}
+
+/// Where a rule finds what outlives it.
+pub(crate) trait Resolve {
+    /// The cell of a Service port for routed traffic.
+    fn cell(&mut self, backend: &BackendRef) -> Option<Arc<BackendCell>>;
+    /// Counters of a route.
+    fn stats(&mut self, id: &RuleId) -> Arc<RouteStats>;
+}
+
+/// The lookup structure.
+#[derive(Debug, Default)]
+pub(crate) struct HttpTable {
+    listeners: ByHost<ByHost<Paths>>,
+    /// All requests match this one: a Service's own port.
+    only: Option<Arc<Rule>>,
+}
+
+#[derive(Debug)]
+struct ByHost<T> {
+    exact: HashMap<Box<str>, T>,
+    wildcard: HashMap<Box<str>, T>,
+    any: Option<T>,
+}
+
+impl<T> Default for ByHost<T> {
+    fn default() -> Self {
+        Self { exact: HashMap::new(), wildcard: HashMap::new(), any: None }
+    }
+}
+
+impl<T> ByHost<T> {
+    fn insert(&mut self, host: &HostPattern, value: T) {
+        match host {
+            HostPattern::Exact(name) => drop(self.exact.insert((&**name).into(), value)),
+            HostPattern::Wildcard(suffix) => drop(self.wildcard.insert((&**suffix).into(), value)),
+            HostPattern::Any => self.any = Some(value),
+        }
+    }
+
+    /// What `host` may use, most specific first.
+    fn candidates<'t: 'h, 'h>(&'t self, host: &'h str) -> impl Iterator<Item = &'t T> + use<'t, 'h, T> {
+        let suffixes = std::iter::successors(Some(host), |rest| rest.split_once('.').map(|(_, rest)| rest)).skip(1);
+        let wildcard = suffixes.filter(|_| !self.wildcard.is_empty()).filter_map(|suffix| self.wildcard.get(suffix));
+        self.exact.get(host).into_iter().chain(wildcard).chain(&self.any)
+    }
+}
+
+impl HttpTable {
+    /// From a plan.
+    pub fn compile(plan: &HttpPlan, resolve: &mut impl Resolve) -> Self {
+        let mut table = Self::default();
+        for (listener, hosts) in &plan.listeners {
+            table.listeners.insert(listener, hosts_table(hosts, resolve));
+        }
+        table
+    }
+
+    /// Of one rule for all requests.
+    pub fn only(rule: Arc<Rule>) -> Self {
+        Self { only: Some(rule), ..Self::default() }
+    }
+
+    /// The rule that all requests match: the table is a Service's own port.
+    pub fn single(&self) -> Option<&Arc<Rule>> {
+        self.only.as_ref()
+    }
+
+    /// The rule for a request.
+    pub fn find<'t>(&'t self, head: &impl Head) -> Option<&'t Arc<Rule>> {
+        if self.only.is_some() {
+            return self.only.as_ref();
+        }
+        // Only the most specific listener counts.
+        let hosts = self.listeners.candidates(head.host()).next()?;
+        hosts.candidates(head.host()).find_map(|paths| paths.find(head))
+    }
+}
+
+fn hosts_table(plan: &HostsPlan, resolve: &mut impl Resolve) -> ByHost<Paths> {
+    let mut hosts = ByHost::default();
+    for (host, rules) in &plan.hosts {
+        hosts.insert(host, Paths::new(rules.iter().map(|plan| Arc::new(Rule::new(plan, resolve)))));
+    }
+    hosts
+}
+
+impl Rule {
+    fn new(plan: &RulePlan, resolve: &mut impl Resolve) -> Self {
+        let values = |fields: &[crate::snapshot::routes::FieldMatch]| {
+            fields.iter().filter_map(|field| Some((field.name.clone(), Value::new(&field.value)?))).collect()
+        };
+        let backends: Box<[Weighted]> = plan.backends.iter().map(|share| Weighted::compile(share, resolve)).collect();
+        Self {
+            id: plan.id.clone(),
+            path: plan.path.clone(),
+            filters: plan.filters.clone().into(),
+            total_weight: backends.iter().map(|share| share.weight).fold(0, u32::saturating_add),
+            backends,
+            policy: plan.policy.clone(),
+            stats: resolve.stats(&plan.id),
+            conditions: Conditions {
+                method: plan.method.clone(),
+                headers: values(&plan.headers),
+                query: values(&plan.query),
+            },
+        }
+    }
+
+    /// The one rule of a Service's own port.
+    pub fn of_service(id: RuleId, cell: Arc<BackendCell>, policy: Arc<RequestPolicy>, stats: Arc<RouteStats>) -> Self {
+        let share = Weighted { cell: Some(cell), weight: 1, filters: Box::default() };
+        Self {
+            id,
+            path: PathMatch::Prefix("/".into()),
+            filters: Box::default(),
+            backends: Box::new([share]),
+            total_weight: 1,
+            policy,
+            stats,
+            conditions: Conditions::default(),
+        }
+    }
+
+    /// The share for a request; `random` is any number.
+    pub fn share(&self, random: u32) -> Option<&Weighted> {
+        choose_share(&self.backends, self.total_weight, random)
+    }
+
+    /// Whether method, headers and query match.
+    fn accepts(&self, head: &impl Head) -> bool {
+        let Conditions { method, headers, query } = &self.conditions;
+        method.as_ref().is_none_or(|method| **method == *head.method())
+            && headers.iter().all(|(name, value)| head.header(name).is_some_and(|got| value.matches(&got)))
+            && query.iter().all(|(name, value)| {
+                // The first parameter of the name counts (as the Gateway API recommends).
+                let mut found = url::form_urlencoded::parse(head.query().unwrap_or_default().as_bytes());
+                found.find(|(key, _)| **key == **name).is_some_and(|(_, got)| value.matches(&got))
+            })
+    }
+
+    fn method(&self) -> Option<&str> {
+        self.conditions.method.as_deref()
+    }
+
+    /// Number of headers and query parameters that are matched, for precedence.
+    fn specificity(&self) -> (bool, usize, usize) {
+        (self.method().is_some(), self.conditions.headers.len(), self.conditions.query.len())
+    }
+}
+
+impl Value {
+    fn new(plan: &ValueMatch) -> Option<Self> {
+        Some(match plan {
+            ValueMatch::Exact(text) => Self::Exact(text.clone()),
+            ValueMatch::Regex(pattern) => Self::Regex(whole(pattern)?),
+        })
+    }
+
+    fn matches(&self, got: &str) -> bool {
+        match self {
+            Self::Exact(text) => **text == *got,
+            Self::Regex(regex) => regex.is_match(got),
+        }
+    }
+}
+
+/// Memory that a compiled regular expression may take.
+const MAX_REGEX_BYTES: usize = 256 * 1024;
+
+/// Compiles a regular expression that must match all of a text; `None` if it is invalid or too large.
+pub(crate) fn whole(pattern: &str) -> Option<regex::Regex> {
+    regex::RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(MAX_REGEX_BYTES).build().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::routes::FieldMatch;
+    use std::borrow::Cow;
+    use std::collections::BTreeMap;
+
+    struct Nothing;
+    impl Resolve for Nothing {
+        fn cell(&mut self, _: &BackendRef) -> Option<Arc<BackendCell>> {
+            None
+        }
+        fn stats(&mut self, _: &RuleId) -> Arc<RouteStats> {
+            Arc::new(RouteStats::new(1))
+        }
+    }
+
+    struct Request(&'static str, &'static str, &'static str, &'static [(&'static str, &'static str)]);
+    impl Head for Request {
+        fn method(&self) -> &str {
+            self.0
+        }
+        fn host(&self) -> &str {
+            self.1
+        }
+        fn path(&self) -> &str {
+            self.2.split('?').next().unwrap_or_default()
+        }
+        fn query(&self) -> Option<&str> {
+            self.2.split_once('?').map(|(_, query)| query)
+        }
+        fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+            self.3.iter().find(|(known, _)| *known == name).map(|(_, value)| Cow::Borrowed(*value))
+        }
+        fn client(&self) -> IpAddr {
+            IpAddr::from([192, 0, 2, 1])
+        }
+    }
+
+    fn rule(name: &str, path: PathMatch) -> RulePlan {
+        let id = RuleId { kind: "HTTPRoute", name: name.into(), ..RuleId::default() };
+        RulePlan {
+            id,
+            path,
+            method: None,
+            headers: vec![],
+            query: vec![],
+            filters: vec![],
+            backends: vec![],
+            policy: Arc::default(),
+        }
+    }
+
+    fn exact(text: &str) -> PathMatch {
+        PathMatch::Exact(text.into())
+    }
+    fn prefix(text: &str) -> PathMatch {
+        PathMatch::Prefix(text.into())
+    }
+
+    fn table(hosts: Vec<(&str, &str, Vec<RulePlan>)>) -> HttpTable {
+        let mut listeners: BTreeMap<HostPattern, HostsPlan> = BTreeMap::new();
+        for (listener, host, rules) in hosts {
+            let plan = listeners.entry(HostPattern::parse(listener)).or_default();
+            plan.hosts.insert(HostPattern::parse(host), rules.into_iter().map(Arc::new).collect());
+        }
+        let listeners = listeners.into_iter().map(|(host, plan)| (host, Arc::new(plan))).collect();
+        HttpTable::compile(&HttpPlan { listeners }, &mut Nothing)
+    }
+
+    #[track_caller]
+    fn check(table: &HttpTable, request: Request, expected: Option<&str>) {
+        assert_eq!(
+            table.find(&request).map(|rule| &*rule.id.name),
+            expected,
+            "{} {} {}",
+            request.0,
+            request.1,
+            request.2
+        );
+    }
+
+    #[test]
+    fn hosts_go_from_special_to_general_within_their_listener() {
+        let t = table(vec![
+            ("*.shop.example", "a.shop.example", vec![rule("a", prefix("/a"))]),
+            ("*.shop.example", "*.shop.example", vec![rule("wild", prefix("/"))]),
+            ("", "", vec![rule("any", prefix("/"))]),
+        ]);
+        check(&t, Request("GET", "a.shop.example", "/a/b", &[]), Some("a"));
+        check(&t, Request("GET", "a.shop.example", "/c", &[]), Some("wild"));
+        check(&t, Request("GET", "x.y.shop.example", "/c", &[]), Some("wild"));
+        check(&t, Request("GET", "shop.example", "/c", &[]), Some("any"));
+        check(&t, Request("GET", "", "/", &[]), Some("any"));
+        let t = table(vec![
+            ("b.example", "b.example", vec![rule("b", exact("/only"))]),
+            ("", "", vec![rule("any", prefix("/"))]),
+        ]);
+        check(&t, Request("GET", "b.example", "/other", &[]), None);
+    }
+
+    #[test]
+    fn paths_go_by_precedence_whatever_their_order() {
+        let t = table(vec![(
+            "",
+            "",
+            vec![
+                rule("root", prefix("/")),
+                rule("a", prefix("/a")),
+                rule("ab", prefix("/a/b")),
+                rule("exact", exact("/a/b")),
+                rule("regex", PathMatch::Regex("/r/[0-9]+".into())),
+                rule("r", prefix("/r")),
+            ],
+        )]);
+        for (path, expected) in [
+            ("/", "root"),
+            ("/a", "a"),
+            ("/a/", "a"),
+            ("/ab", "root"),
+            ("/a/b", "exact"),
+            ("/a/b/", "ab"),
+            ("/a/b/c?x=/r/1", "ab"),
+            ("/r/12", "regex"),
+            ("/r/12/x", "r"),
+            ("//a", "root"),
+        ] {
+            check(&t, Request("GET", "h", path, &[]), Some(expected));
+        }
+    }
+
+    #[test]
+    fn conditions_narrow_a_path_and_the_more_of_them_the_earlier() {
+        let mut by_method = rule("post", prefix("/a"));
+        by_method.method = Some("POST".into());
+        let mut by_header = rule("header", prefix("/a"));
+        by_header.headers = vec![FieldMatch { name: "x-v".into(), value: ValueMatch::Exact("2".into()) }];
+        let mut by_query = rule("query", prefix("/a"));
+        by_query.query = vec![FieldMatch { name: "q".into(), value: ValueMatch::Regex("b+".into()) }];
+        let t = table(vec![("", "", vec![rule("plain", prefix("/a")), by_query, by_header, by_method])]);
+        check(&t, Request("GET", "h", "/a", &[]), Some("plain"));
+        check(&t, Request("GET", "h", "/a", &[("x-v", "2")]), Some("header"));
+        check(&t, Request("GET", "h", "/a?q=bbb", &[("x-v", "1")]), Some("query"));
+        check(&t, Request("GET", "h", "/a?q=bbb", &[("x-v", "2")]), Some("header"));
+        check(&t, Request("GET", "h", "/a?q=abbb&q=b", &[]), Some("plain"));
+        check(&t, Request("POST", "h", "/a?q=b", &[("x-v", "2")]), Some("post"));
+        check(&t, Request("GET", "h", "/b", &[]), None);
+    }
+}

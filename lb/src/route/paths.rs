@@ -1,0 +1,67 @@
+//! The rules of one host by path.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Head, Rule, whole};
+use crate::snapshot::routes::PathMatch;
+
+/// Rules by path; within an entry in order of precedence.
+#[derive(Debug, Default)]
+pub(super) struct Paths {
+    exact: HashMap<Box<str>, Vec<Arc<Rule>>>,
+    regex: Vec<(regex::Regex, Arc<Rule>)>,
+    /// By prefix without trailing slash; the root's is empty.
+    prefix: HashMap<Box<str>, Vec<Arc<Rule>>>,
+}
+
+impl Paths {
+    /// `rules` in order: of equally specific ones the first counts.
+    pub fn new(rules: impl Iterator<Item = Arc<Rule>>) -> Self {
+        let mut paths = Self::default();
+        for rule in rules {
+            match &rule.path {
+                PathMatch::Exact(path) => paths.exact.entry((&**path).into()).or_default().push(rule),
+                PathMatch::Prefix(prefix) => {
+                    paths.prefix.entry(prefix.trim_end_matches('/').into()).or_default().push(rule);
+                }
+                PathMatch::Regex(pattern) => {
+                    if let Some(regex) = whole(pattern) {
+                        paths.regex.push((regex, rule));
+                    }
+                }
+            }
+        }
+        for rules in paths.exact.values_mut().chain(paths.prefix.values_mut()) {
+            rules.sort_by_key(|rule| std::cmp::Reverse(rule.specificity()));
+        }
+        paths.regex.sort_by_key(|(_, rule)| {
+            let length = if let PathMatch::Regex(pattern) = &rule.path { pattern.len() } else { 0 };
+            std::cmp::Reverse((length, rule.specificity()))
+        });
+        paths
+    }
+
+    pub fn find<'t>(&'t self, head: &impl Head) -> Option<&'t Arc<Rule>> {
+        let path = head.path();
+        let accepted = |rules: &'_ Vec<Arc<Rule>>| rules.iter().position(|rule| rule.accepts(head));
+        if let Some(rules) = self.exact.get(path)
+            && let Some(at) = accepted(rules)
+        {
+            return rules.get(at);
+        }
+        if let Some((_, rule)) = self.regex.iter().find(|(regex, rule)| regex.is_match(path) && rule.accepts(head)) {
+            return Some(rule);
+        }
+        // The whole path, then one element less each time; the root is empty.
+        let mut prefix = path.strip_suffix('/').unwrap_or(path);
+        loop {
+            if let Some(rules) = self.prefix.get(prefix)
+                && let Some(at) = accepted(rules)
+            {
+                return rules.get(at);
+            }
+            prefix = &prefix[..prefix.rfind('/')?];
+        }
+    }
+}
