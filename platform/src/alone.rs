@@ -101,7 +101,7 @@ pub async fn controllers(args: ControllersRoleArgs, shutdown: CancellationToken)
     let (client, ca_pem) = client(&args.client).await?;
     let mut registry = process::registry();
     let metrics = scaleup_controllers::build(&mut registry);
-    let mut config = roles::controllers(&args.controllers, ca_pem);
+    let mut config = roles::controllers(&args.controllers, ca_pem)?;
     config.leader_elect = true;
     config.identity = format!("{}_{}", preflight::host_name(), std::process::id());
     let role = scaleup_controllers::run(client, config, metrics, shutdown.clone());

@@ -76,7 +76,7 @@ async fn start_roles(
     running.spawn(async move { ("node agent", agent.run(agent_stop).await.map_err(Into::into)) });
     let controllers = scaleup_controllers::run(
         client(server, "system:kube-controller-manager", &[]),
-        roles::controllers(&args.controllers, server.ca.cert_pem().to_owned()),
+        roles::controllers(&args.controllers, server.ca.cert_pem().to_owned())?,
         controller_metrics,
         stop.clone(),
     );
