@@ -15,6 +15,7 @@ mod backend;
 mod balance;
 mod config;
 mod dns;
+pub mod handover;
 mod hub;
 mod listeners;
 mod metrics;
