@@ -46,14 +46,19 @@ pub async fn first_end(
 ) -> Result<()> {
     let ended = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        Some(ended) = running.join_next() => ended,
-        Some(ended) = api.join_next() => ended,
+        ended = first_of(running) => ended,
+        ended = first_of(api) => ended,
     };
-    match ended {
-        _ if shutdown.is_cancelled() => Ok(()),
-        Ok((name, Ok(()))) => bail!("the {name} ended by itself"),
-        Ok((name, Err(error))) => Err(error).with_context(|| format!("the {name} failed")),
-        Err(error) => Err(error).context("a role failed"),
+    if shutdown.is_cancelled() { Ok(()) } else { ended }
+}
+
+/// Waits for the first task to end, which is a failure: nobody asked it to.
+pub async fn first_of(tasks: &mut JoinSet<(&'static str, Result<()>)>) -> Result<()> {
+    match tasks.join_next().await {
+        Some(Ok((name, Ok(())))) => bail!("the {name} ended by itself"),
+        Some(Ok((name, Err(error)))) => Err(error).with_context(|| format!("the {name} failed")),
+        Some(Err(error)) => Err(error).context("a role failed"),
+        None => std::future::pending().await,
     }
 }
 

@@ -204,6 +204,10 @@ pub struct UpArgs {
     pub lb: LbArgs,
     #[command(flatten)]
     pub controllers: ControllersArgs,
+    /// Take over from the process that has the data directory, without refusing a connection to the load balancer; an ordinary start if there
+    /// is none.
+    #[arg(long)]
+    pub replace: bool,
 }
 
 /// `scaleup apiserver`
