@@ -6,15 +6,18 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
+use scaleup_api::gateway::Gateway;
 use scaleup_api::owner::controller_of;
 use scaleup_api::well_known::NAMESPACE_NODE_LEASE;
 use tokio_util::sync::CancellationToken;
 
+use crate::acme::MANAGED_LABEL;
 use crate::base::events::Recorder;
 use crate::base::informer::{Indexer, Informer};
 use crate::base::key::Key;
@@ -59,6 +62,11 @@ pub struct Informers {
     /// Only those named `kube-root-ca.crt`.
     pub root_cas: Arc<Informer<ConfigMap>>,
     pub cluster_roles: Arc<Informer<ClusterRole>>,
+    /// Watched only if ACME is configured, as the next two.
+    pub ingresses: Arc<Informer<Ingress>>,
+    pub gateways: Arc<Informer<Gateway>>,
+    /// Secrets that ACME made.
+    pub acme_secrets: Arc<Informer<Secret>>,
 }
 
 impl Informers {
@@ -84,14 +92,17 @@ impl Informers {
             service_accounts: Arc::new(Informer::new(&[])),
             root_cas: Arc::new(Informer::new(&[])),
             cluster_roles: Arc::new(Informer::new(&[])),
+            ingresses: Arc::new(Informer::new(&[])),
+            gateways: Arc::new(Informer::new(&[])),
+            acme_secrets: Arc::new(Informer::new(&[])),
         }
     }
 
-    /// Watches everything until `shutdown`.
-    pub async fn run(&self, client: &Client, shutdown: &CancellationToken) {
+    /// Watches everything until `shutdown`; `acme`: also what certificates by ACME need.
+    pub async fn run(&self, client: &Client, acme: bool, shutdown: &CancellationToken) {
         let named = watcher::Config::default().fields(&format!("metadata.name={CONFIG_MAP_NAME}"));
         let leases = Api::namespaced(client.clone(), NAMESPACE_NODE_LEASE);
-        let watches: Vec<BoxFuture<'_, ()>> = vec![
+        let mut watches: Vec<BoxFuture<'_, ()>> = vec![
             watch_all(&self.pods, client, shutdown),
             watch_all(&self.replica_sets, client, shutdown),
             watch_all(&self.deployments, client, shutdown),
@@ -105,6 +116,12 @@ impl Informers {
             self.root_cas.run(Api::all(client.clone()), named, shutdown.clone()).boxed(),
             watch_all(&self.cluster_roles, client, shutdown),
         ];
+        if acme {
+            let ours = watcher::Config::default().labels(MANAGED_LABEL);
+            watches.push(watch_all(&self.ingresses, client, shutdown));
+            watches.push(watch_all(&self.gateways, client, shutdown));
+            watches.push(self.acme_secrets.run(Api::all(client.clone()), ours, shutdown.clone()).boxed());
+        }
         let mut running: futures::stream::FuturesUnordered<_> = watches.into_iter().collect();
         while running.next().await.is_some() {}
     }

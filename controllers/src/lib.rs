@@ -5,6 +5,7 @@
 //! `plan` and acts in `apply`. Nothing in here knows the API server or the store; it runs unchanged against upstream
 //! Kubernetes.
 
+pub mod acme;
 pub mod base;
 mod config;
 mod context;
@@ -59,6 +60,7 @@ pub const CONTROLLERS: &[Controller] = &[
     Controller { name: "tainteviction", start: tainteviction::start },
     Controller { name: "serviceaccount", start: serviceaccount::start },
     Controller { name: "root-ca-certificate-publisher", start: rootca::start },
+    Controller { name: "acme", start: acme::start },
 ];
 
 /// Why the controllers stopped.
@@ -124,8 +126,8 @@ async fn lead(client: &Client, config: &Config, metrics: &Metrics, stop: &Cancel
     }
     let mut support = JoinSet::new();
     support.spawn(events.run(infrastructure.clone()));
-    let (watch_client, watch_stop) = (client.clone(), infrastructure.clone());
-    support.spawn(async move { informers.run(&watch_client, &watch_stop).await });
+    let (watch_client, watch_stop, acme) = (client.clone(), infrastructure.clone(), config.acme.is_some());
+    support.spawn(async move { informers.run(&watch_client, acme, &watch_stop).await });
 
     let mut result = Ok(());
     while let Some(ended) = controllers.join_next().await {

@@ -15,6 +15,7 @@ mod backend;
 mod balance;
 mod config;
 mod dns;
+pub mod handover;
 mod hub;
 mod listeners;
 mod metrics;
@@ -60,13 +61,19 @@ pub struct Lb {
     config: Arc<Config>,
     hub: Arc<Hub>,
     reports: Arc<watch::Sender<Report>>,
+    sockets: Arc<listeners::Sockets>,
 }
 
 /// Assembles the role and registers its metrics.
 pub fn build(config: Config, metrics_registry: &mut Registry) -> Lb {
     let hub = Arc::new(Hub::new(config.thread_count()));
     metrics::register(metrics_registry, hub.clone());
-    Lb { config: Arc::new(config), hub, reports: Arc::new(watch::channel(Report::default()).0) }
+    Lb {
+        config: Arc::new(config),
+        hub,
+        reports: Arc::new(watch::channel(Report::default()).0),
+        sockets: Arc::default(),
+    }
 }
 
 impl Lb {
@@ -113,6 +120,24 @@ impl Lb {
         }
     }
 
+    /// Copies of the sockets that are listened on, for a successor.
+    pub fn listening(&self) -> std::io::Result<Vec<handover::Listening>> {
+        self.sockets.listening()
+    }
+
+    /// Takes sockets over from a predecessor: a port that is wanted is served on them instead of being bound. Before [`Lb::run`].
+    pub fn adopt(&self, sockets: Vec<handover::Listening>) {
+        self.sockets.adopt(sockets);
+    }
+
+    /// Waits until everything is tried that the first complete snapshot asks for; adopted sockets that nobody wants are closed then.
+    pub async fn settled(&self) {
+        let mut reports = self.reports.subscribe();
+        // An error means that the role has ended.
+        let _ = reports.wait_for(|report| report.settled).await;
+        self.sockets.drop_adopted();
+    }
+
     /// Cumulative usage per Pod UID since this process started, for billing. Entries of Pods that are gone are kept for
     /// an hour.
     pub fn usage(&self) -> Vec<(Arc<str>, PodTotals)> {
@@ -134,7 +159,8 @@ impl Lb {
         let mut parts = JoinSet::new();
         if config.enable_proxy {
             let proxy = Proxy::start(config.thread_count(), &config.proxy).map_err(Error::Start)?;
-            let manager = Manager::new(hub.clone(), proxy, config.bind_address, self.reports.clone());
+            let manager =
+                Manager::new(hub.clone(), proxy, config.bind_address, self.reports.clone(), self.sockets.clone());
             parts.spawn(manager.run(shutdown.clone(), config.proxy.drain_timeout));
         }
         if config.enable_nftables {

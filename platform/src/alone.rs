@@ -46,14 +46,19 @@ pub async fn first_end(
 ) -> Result<()> {
     let ended = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        Some(ended) = running.join_next() => ended,
-        Some(ended) = api.join_next() => ended,
+        ended = first_of(running) => ended,
+        ended = first_of(api) => ended,
     };
-    match ended {
-        _ if shutdown.is_cancelled() => Ok(()),
-        Ok((name, Ok(()))) => bail!("the {name} ended by itself"),
-        Ok((name, Err(error))) => Err(error).with_context(|| format!("the {name} failed")),
-        Err(error) => Err(error).context("a role failed"),
+    if shutdown.is_cancelled() { Ok(()) } else { ended }
+}
+
+/// Waits for the first task to end, which is a failure: nobody asked it to.
+pub async fn first_of(tasks: &mut JoinSet<(&'static str, Result<()>)>) -> Result<()> {
+    match tasks.join_next().await {
+        Some(Ok((name, Ok(())))) => bail!("the {name} ended by itself"),
+        Some(Ok((name, Err(error)))) => Err(error).with_context(|| format!("the {name} failed")),
+        Some(Err(error)) => Err(error).context("a role failed"),
+        None => std::future::pending().await,
     }
 }
 
@@ -101,7 +106,7 @@ pub async fn controllers(args: ControllersRoleArgs, shutdown: CancellationToken)
     let (client, ca_pem) = client(&args.client).await?;
     let mut registry = process::registry();
     let metrics = scaleup_controllers::build(&mut registry);
-    let mut config = roles::controllers(&args.controllers, ca_pem);
+    let mut config = roles::controllers(&args.controllers, ca_pem)?;
     config.leader_elect = true;
     config.identity = format!("{}_{}", preflight::host_name(), std::process::id());
     let role = scaleup_controllers::run(client, config, metrics, shutdown.clone());

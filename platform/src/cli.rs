@@ -152,6 +152,21 @@ pub struct ControllersArgs {
     /// How long a node may be silent before it counts as lost.
     #[arg(long, env = "SCALEUP_NODE_MONITOR_GRACE_PERIOD", value_name = "TIME", default_value = "40s", value_parser = duration)]
     pub node_monitor_grace_period: Duration,
+    /// Get certificates by ACME for Ingresses and Gateways annotated with scaleup.dev/acme: "true", under this e-mail address. Giving
+    /// it means agreeing to the CA's terms of service.
+    #[arg(long, env = "SCALEUP_ACME_EMAIL", value_name = "ADDRESS")]
+    pub acme_email: Option<String>,
+    /// Directory URL of the CA.
+    #[arg(
+        long,
+        env = "SCALEUP_ACME_DIRECTORY",
+        value_name = "URL",
+        default_value = "https://acme-v02.api.letsencrypt.org/directory"
+    )]
+    pub acme_directory: String,
+    /// PEM file with a CA that the directory itself is verified with, beside the system's.
+    #[arg(long, env = "SCALEUP_ACME_CA_FILE", value_name = "FILE")]
+    pub acme_ca_file: Option<PathBuf>,
 }
 
 /// `scaleup controllers`
@@ -189,6 +204,10 @@ pub struct UpArgs {
     pub lb: LbArgs,
     #[command(flatten)]
     pub controllers: ControllersArgs,
+    /// Take over from the process that has the data directory, without refusing a connection to the load balancer; an ordinary start if there
+    /// is none.
+    #[arg(long)]
+    pub replace: bool,
 }
 
 /// `scaleup apiserver`

@@ -1,7 +1,7 @@
 //! From options to each role's own configuration and dependencies; used by `up` and by the roles that run alone.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -121,12 +121,22 @@ pub fn node_ip(node: &NodeArgs) -> IpAddr {
 }
 
 /// The controllers' configuration.
-pub fn controllers(args: &ControllersArgs, ca_pem: String) -> scaleup_controllers::Config {
-    scaleup_controllers::Config {
+pub fn controllers(args: &ControllersArgs, ca_pem: String) -> Result<scaleup_controllers::Config> {
+    Ok(scaleup_controllers::Config {
         ca_pem,
         node_monitor_grace_period: args.node_monitor_grace_period,
+        acme: acme(args)?,
         ..scaleup_controllers::Config::default()
-    }
+    })
+}
+
+fn acme(args: &ControllersArgs) -> Result<Option<scaleup_controllers::acme::Config>> {
+    let Some(contact) = args.acme_email.clone() else { return Ok(None) };
+    let read = |path: &PathBuf| {
+        std::fs::read(path).with_context(|| format!("--acme-ca-file {}: cannot be read", path.display()))
+    };
+    let root_pem = args.acme_ca_file.as_ref().map(read).transpose()?;
+    Ok(Some(scaleup_controllers::acme::Config { directory: args.acme_directory.clone(), contact, root_pem }))
 }
 
 /// The load balancer's configuration.

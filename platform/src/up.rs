@@ -8,10 +8,12 @@ use prometheus_client::registry::Registry;
 use scaleup_apiserver::auth::pki::Ca;
 use scaleup_apiserver::server::Server;
 use scaleup_apiserver::user::UserInfo;
+use scaleup_lb::Lb;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
+use crate::handover::{self, Offer, Predecessor};
 use crate::issue::Serving;
 use crate::opened::Opened;
 use crate::{alone, cli, process, roles};
@@ -26,28 +28,61 @@ fn client(server: &Arc<Server>, user: &str, groups: &[&str]) -> kube::Client {
 /// Runs until `shutdown`, then drains role by role.
 pub async fn run(args: UpArgs, shutdown: CancellationToken) -> Result<()> {
     let dir = args.data.data_dir.clone();
+    let path = dir.join(handover::SOCKET);
+    let predecessor = if args.replace { Predecessor::take(&path).await? } else { None };
     let (opened, listener) = Opened::open(&args.api, &dir).await?;
     let server = opened.server.clone();
 
-    // Roles stop before the API does, so that what they do last is still recorded.
-    let (api_stop, roles_stop) = (CancellationToken::new(), CancellationToken::new());
-    let (mut api, mut running) = (JoinSet::new(), JoinSet::new());
+    // Roles stop before the API does, so that what they do last is still recorded. The load balancer outlives both when a
+    // successor takes over.
+    let (api_stop, roles_stop, lb_stop) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let (mut api, mut running, mut traffic) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
     let (serving, serving_stop) = (server.clone(), api_stop.clone());
     api.spawn(async move { ("API server", serving.serve(listener, serving_stop).await.map_err(Into::into)) });
     // Before the API's own roles and bindings are in place, it would refuse everybody.
     shutdown.run_until_cancelled(server.ready()).await;
-    let outcome = match start_roles(&server, &args, &dir, &roles_stop, &mut running).await {
-        Ok(()) => {
-            greet(&args, &opened.url, &opened.kubeconfig);
-            alone::first_end(&shutdown, &mut running, &mut api).await
-        }
-        Err(error) => Err(error),
-    };
+    let started = start_roles(&server, &args, &dir, &roles_stop, &mut running).await;
+    let mut successor = None;
+    let mut offer = None;
+    let outcome =
+        match started {
+            Ok(lb) => {
+                let (lb_client, stop) = (client(&server, "system:kube-proxy", &[]), lb_stop.clone());
+                let role = handover::start(lb.clone(), predecessor, &mut traffic, |lb| async move {
+                    lb.run(lb_client, stop).await
+                });
+                shutdown.run_until_cancelled(role).await;
+                greet(&args, &opened.url, &opened.kubeconfig);
+                let waiting = offer.insert(Offer::open(&path, lb)?);
+                tokio::select! {
+                    outcome = alone::first_end(&shutdown, &mut running, &mut api) => outcome,
+                    ended = alone::first_of(&mut traffic) => ended,
+                    asked = waiting.asked() => {
+                        successor = Some(asked);
+                        Ok(())
+                    }
+                }
+            }
+            Err(error) => Err(error),
+        };
+    if successor.is_none() {
+        lb_stop.cancel();
+    }
     roles_stop.cancel();
     let roles_ended = alone::drain(&mut running).await;
+    if successor.is_none() {
+        // What the load balancer writes last still finds the API.
+        alone::drain(&mut traffic).await?;
+    }
     api_stop.cancel();
     let api_ended = alone::drain(&mut api).await;
     opened.close().await;
+    if let (Some(successor), Some(offer)) = (successor, offer) {
+        handover::finish(successor, &offer, &shutdown).await;
+        lb_stop.cancel();
+        alone::drain(&mut traffic).await?;
+    }
     tracing::info!("stopped");
     outcome.and(roles_ended).and(api_ended)
 }
@@ -58,7 +93,7 @@ async fn start_roles(
     dir: &Path,
     stop: &CancellationToken,
     running: &mut JoinSet<Ended>,
-) -> Result<()> {
+) -> Result<Lb> {
     let node = roles::node_name(args.node.node_name.as_ref());
     let node_ip = roles::node_ip(&args.node);
     let agent_config = roles::agent(&args.node, dir, &node, node_serving(&server.ca, &node, node_ip)?);
@@ -76,7 +111,7 @@ async fn start_roles(
     running.spawn(async move { ("node agent", agent.run(agent_stop).await.map_err(Into::into)) });
     let controllers = scaleup_controllers::run(
         client(server, "system:kube-controller-manager", &[]),
-        roles::controllers(&args.controllers, server.ca.cert_pem().to_owned()),
+        roles::controllers(&args.controllers, server.ca.cert_pem().to_owned())?,
         controller_metrics,
         stop.clone(),
     );
@@ -88,9 +123,7 @@ async fn start_roles(
         stop.clone(),
     );
     running.spawn(async move { ("scheduler", scheduler.await.map_err(Into::into)) });
-    let (lb_client, lb_stop) = (client(server, "system:kube-proxy", &[]), stop.clone());
-    running.spawn(async move { ("load balancer", lb.run(lb_client, lb_stop).await.map_err(Into::into)) });
-    Ok(())
+    Ok(lb)
 }
 
 fn node_serving(ca: &Ca, node: &str, node_ip: std::net::IpAddr) -> Result<Serving> {

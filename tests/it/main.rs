@@ -6,6 +6,7 @@
 mod api;
 mod bad_input;
 mod controllers;
+mod docs;
 mod drill;
 mod first_run;
 mod gateway_api;
@@ -14,6 +15,7 @@ mod lb;
 mod node;
 mod path;
 mod roles;
+mod traffic;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -78,6 +80,7 @@ fn main() -> Result<()> {
     tests.extend(api::tests(&cx));
     tests.extend(bad_input::tests(&cx));
     tests.extend(controllers::tests(&cx));
+    tests.extend(docs::tests(&cx));
     tests.extend(drill::tests(&cx));
     tests.extend(first_run::tests(&cx));
     tests.extend(gateway_api::tests(&cx));
@@ -86,6 +89,7 @@ fn main() -> Result<()> {
     tests.extend(node::tests(&cx));
     tests.extend(path::tests(&cx));
     tests.extend(roles::tests(&cx));
+    tests.extend(traffic::tests(&cx));
     let conclusion = libtest_mimic::run(&arguments, tests);
     // The instances stop here, whatever the tests did.
     drop(cx);

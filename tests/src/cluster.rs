@@ -129,6 +129,19 @@ impl Cluster {
         self.wait_ready().await
     }
 
+    /// Starts a second process with `--replace` and waits until it is ready and the first one has ended well.
+    pub async fn replace(&mut self) -> Result<()> {
+        let log = std::fs::File::options().create(true).append(true).open(self.log_path())?;
+        let mut command = self.command();
+        let next = command.arg("--replace").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+        let old = self.child.replace(next);
+        let status = wait_end_of(old.context("not running")?, &self.log_path()).await?;
+        if !status.success() {
+            bail!("the replaced process ended with {status}:\n{}", self.log());
+        }
+        self.wait_ready().await
+    }
+
     /// Waits for `/readyz`; a process that ended is an error with its log.
     pub async fn wait_ready(&mut self) -> Result<()> {
         let client =
@@ -162,19 +175,7 @@ impl Cluster {
 
     /// Waits for the process to end.
     pub async fn wait_end(&mut self) -> Result<std::process::ExitStatus> {
-        let mut child = self.child.take().context("not running")?;
-        let start = Instant::now();
-        loop {
-            if let Some(status) = child.try_wait()? {
-                return Ok(status);
-            }
-            if start.elapsed() > START_PATIENCE {
-                child.kill()?;
-                child.wait()?;
-                bail!("scaleup did not stop within {START_PATIENCE:?}:\n{}", self.log());
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        wait_end_of(self.child.take().context("not running")?, &self.log_path()).await
     }
 
     /// `kill -9`.
@@ -224,6 +225,21 @@ impl Cluster {
     /// Raw HTTPS without credentials.
     pub fn anonymous(&self) -> Result<Api> {
         self.api()?.without_credentials()
+    }
+}
+
+async fn wait_end_of(mut child: Child, log: &Path) -> Result<std::process::ExitStatus> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if start.elapsed() > START_PATIENCE {
+            child.kill()?;
+            child.wait()?;
+            bail!("scaleup did not stop within {START_PATIENCE:?}:\n{}", std::fs::read_to_string(log)?);
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
