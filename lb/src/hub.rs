@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::backend::{Backend, BackendCell, EndpointState};
-use crate::proxy::site::{L4, Site, SiteCell, SiteMode, compile as compile_site};
+use crate::proxy::site::{L4, Site, SiteCell, SiteMode, accept_proxy, compile as compile_site};
 use crate::route::{HttpTable, Resolve, Rule, Weighted};
 use crate::snapshot::routes::{BackendRef, HostPort, RuleId};
 use crate::snapshot::{AppProtocol, EndpointPlan, PortPlan, Protocol, ServiceKey, ServicePlan, Snapshot};
@@ -344,7 +344,10 @@ impl State {
                 if protocol == Protocol::Tcp { SiteMode::Tcp(l4) } else { SiteMode::Udp(l4) }
             }
         };
-        self.set_site(SiteKey::Service(key.clone()), Site { mode, accept_proxy: None });
+        self.set_site(
+            SiteKey::Service(key.clone()),
+            Site { mode, accept_proxy: accept_proxy(port.accept_proxy.as_ref()) },
+        );
     }
 
     fn set_site(&mut self, key: SiteKey, site: Site) {

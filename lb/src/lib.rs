@@ -81,7 +81,7 @@ impl Lb {
     pub async fn run(&self, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
         let mut parts = self.start(&shutdown)?;
         let (hub, config, token) = (self.hub.clone(), self.config.clone(), shutdown.clone());
-        let compiler = Compiler::new(PlanConfig { node_name: config.node_name.clone() });
+        let compiler = Compiler::new(PlanConfig { node_name: config.node_name.clone(), ..PlanConfig::default() });
         if config.enable_proxy {
             let ip = config.advertise_ip.to_string();
             parts.spawn(listeners::status::run(

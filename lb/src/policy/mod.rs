@@ -3,6 +3,9 @@
 //! A [`ServicePolicy`] is about a Service's endpoints, whoever sends them traffic; a [`RequestPolicy`] about the requests that match a
 //! rule. Nothing here counts or decides: that is [`crate::balance`].
 
+pub(crate) mod convert;
+pub(crate) mod parts;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -203,12 +206,14 @@ pub struct QueueClass {
 pub struct UpstreamTls {
     /// Expected in the certificate, and sent as SNI.
     pub hostname: Arc<str>,
-    /// PEM; `None`: the system's roots.
+    /// PEM; `None`: the system's roots. Empty: nobody is trusted, since what was asked for is not there; connections must fail.
     pub ca_pem: Option<Vec<u8>>,
     /// Client certificate.
     pub client: Option<Arc<crate::snapshot::routes::CertificatePlan>>,
     /// Any certificate will do.
     pub insecure: bool,
+    /// For HTTP requests only: bytes that are passed on as they are (TCP, TLS routes) are TLS already.
+    pub http_only: bool,
 }
 
 impl std::fmt::Debug for UpstreamTls {

@@ -68,7 +68,7 @@ pub(crate) enum TlsMode {
 
 /// A listener's plan ready to serve.
 pub(crate) fn compile(plan: &ListenerPlan, resolve: &mut impl Resolve) -> Site {
-    let accept_proxy = plan.accept_proxy.as_ref().map(|sources| sources.iter().filter_map(|s| parse_cidr(s)).collect());
+    let accept_proxy = accept_proxy(plan.accept_proxy.as_ref());
     let mode = match &plan.mode {
         Mode::Http(http) => SiteMode::Http(Arc::new(HttpTable::compile(http, resolve))),
         Mode::Tcp(l4) => SiteMode::Tcp(Arc::new(L4::compile(l4, resolve))),
@@ -76,6 +76,11 @@ pub(crate) fn compile(plan: &ListenerPlan, resolve: &mut impl Resolve) -> Site {
         Mode::Tls(sites) => SiteMode::Tls(TlsTable::compile(sites, resolve)),
     };
     Site { mode, accept_proxy }
+}
+
+/// Sources of PROXY protocol headers, from their text.
+pub(crate) fn accept_proxy(sources: Option<&Arc<[String]>>) -> Option<Arc<[(IpAddr, u8)]>> {
+    sources.map(|sources| sources.iter().filter_map(|source| parse_cidr(source)).collect())
 }
 
 /// `address/length` or an address alone.

@@ -1,32 +1,71 @@
-//! Incremental form of [`super::plan`]: an event recompiles the one Service it touches; all others are shared with the
-//! previous snapshot. Does no I/O.
+//! Incremental form of the compilation: an event recompiles only what it touches, everything else is shared with the previous snapshot.
+//! Does no I/O.
+//!
+//! Dependencies: a Service's plan depends on the Service, its slices, Nodes' zones and policies; a route's on the route, the ports of the
+//! Services that it names, Gateways, grants and policies; a host port's on the routes that are served there. Hence an EndpointSlice never
+//! recompiles a route.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::Ingress;
+use scaleup_api::well_known::{ANNOTATION_POD_GATEWAY, LABEL_REGION, LABEL_ZONE};
 
-use super::plan::{plan_service, service_key, slice_service};
-use super::{NodePlan, PlanConfig, ServiceKey, ServicePlan, Snapshot};
-
-/// Annotation of a Node with the address its pods use as gateway and resolver.
-const POD_GATEWAY_ANNOTATION: &str = "scaleup.dev/pod-gateway";
+use super::assemble::{self, Compiled, Shadowed};
+use super::compile_route::{self, Context, RouteOutcome};
+use super::gateways::{Gateways, IngressClaims, Namespaces};
+use super::objects::{Kind, NodeFacts, Object, ObjectKey, Objects, Route, RouteKey, RouteKind, created, object_key};
+use super::plan::{ServiceContext, plan_service, service_key, slice_service};
+use super::policies::{Policies, TargetKind};
+use super::routes::{BackendRef, HostPort, ListenerPlan};
+use super::{NodePlan, PlanConfig, ServiceKey, ServicePlan, Snapshot, certificates, ingress};
+use crate::policy::RequestPolicy;
 
 /// Namespace and name of an EndpointSlice.
 type SliceKey = (String, String);
 
-/// Keeps the objects and the compiled Services; [`Compiler::snapshot`] is cheap after a small change.
+/// Keeps the objects and what was compiled from them; [`Compiler::snapshot`] is cheap after a small change.
 #[derive(Debug, Default)]
 pub struct Compiler {
     config: PlanConfig,
-    services: BTreeMap<ServiceKey, Service>,
+    objects: Objects,
     slices: BTreeMap<ServiceKey, BTreeMap<SliceKey, EndpointSlice>>,
     /// Where a slice is filed: its label may change.
     slice_owner: BTreeMap<SliceKey, ServiceKey>,
     plans: BTreeMap<ServiceKey, Arc<ServicePlan>>,
     node: NodePlan,
-    dirty: BTreeSet<ServiceKey>,
+    claims: IngressClaims,
+    gateways: Gateways,
+    policies: Policies,
+    routes: BTreeMap<RouteKey, Compiled>,
+    outcomes: BTreeMap<RouteKey, Arc<RouteOutcome>>,
+    /// Routes by the Services and Gateways that they name.
+    by_service: BTreeMap<ObjectKey, BTreeSet<RouteKey>>,
+    by_gateway: BTreeMap<ObjectKey, BTreeSet<RouteKey>>,
+    /// How many routes send to a Service port.
+    users: BTreeMap<BackendRef, usize>,
+    routed: Arc<BTreeSet<BackendRef>>,
+    listeners: BTreeMap<HostPort, Arc<ListenerPlan>>,
+    shadowed: BTreeMap<HostPort, Shadowed>,
+    default_policy: Arc<RequestPolicy>,
+    dirty: Dirty,
+}
+
+/// What must be compiled again.
+#[derive(Debug, Default)]
+struct Dirty {
+    services: BTreeSet<ServiceKey>,
+    routes: BTreeSet<RouteKey>,
+    ports: BTreeSet<HostPort>,
+    all_services: bool,
+    all_routes: bool,
+    all_ports: bool,
+    ingresses: bool,
+    claims: bool,
+    gateways: bool,
+    policies: bool,
 }
 
 impl Compiler {
@@ -35,27 +74,178 @@ impl Compiler {
         Self { config, ..Self::default() }
     }
 
+    /// An object was added or changed.
+    pub fn apply(&mut self, mut object: Object) {
+        object.strip();
+        let Some(key) = object_key(object.metadata()) else { return };
+        match object {
+            Object::Service(service) => self.apply_service(*service),
+            Object::EndpointSlice(slice) => self.apply_slice(*slice),
+            Object::Node(node) => self.apply_node(&node),
+            Object::Namespace(namespace) => {
+                let labels = namespace.metadata.labels.unwrap_or_default();
+                let changed = self.objects.namespaces.get(&key.name) != Some(&labels);
+                self.objects.namespaces.insert(key.name, labels);
+                self.dirty.all_routes |= changed && self.selects_namespaces();
+            }
+            Object::IngressClass(class) => {
+                self.objects.ingress_classes.insert(key, class);
+                (self.dirty.ingresses, self.dirty.claims) = (true, true);
+            }
+            Object::GatewayClass(class) => {
+                self.objects.gateway_classes.insert(key, class);
+                self.dirty.gateways = true;
+            }
+            Object::Gateway(gateway) => {
+                self.objects.gateways.insert(key, gateway);
+                self.dirty.gateways = true;
+            }
+            Object::Ingress(route) => self.apply_route(RouteKind::Ingress, key, Route::Ingress(route)),
+            Object::HTTPRoute(route) => self.apply_route(RouteKind::HTTPRoute, key, Route::Http(route)),
+            Object::GRPCRoute(route) => self.apply_route(RouteKind::GRPCRoute, key, Route::Grpc(route)),
+            Object::TLSRoute(route) => self.apply_route(RouteKind::TLSRoute, key, Route::Tls(route)),
+            Object::TCPRoute(route) => self.apply_route(RouteKind::TCPRoute, key, Route::Tcp(route)),
+            Object::UDPRoute(route) => self.apply_route(RouteKind::UDPRoute, key, Route::Udp(route)),
+            Object::ReferenceGrant(grant) => {
+                self.objects.grants.insert(key, grant);
+                (self.dirty.all_routes, self.dirty.gateways) = (true, true);
+            }
+            Object::BackendTLSPolicy(policy) => {
+                self.objects.tls_policies.insert(key, policy);
+                self.dirty.policies = true;
+            }
+            Object::TrafficPolicy(policy) => {
+                self.objects.policies.insert(key, policy);
+                self.dirty.policies = true;
+            }
+            Object::Secret(secret) => {
+                let stored = certificates::store(&secret, self.objects.secrets.get(&key));
+                self.secret_changed(&key);
+                self.objects.secrets.insert(key, stored);
+            }
+            Object::ConfigMap(map) => match certificates::bundle(&map) {
+                Some(pem) => {
+                    self.dirty.policies |= self.objects.bundles.get(&key) != Some(&pem);
+                    self.objects.bundles.insert(key, pem);
+                }
+                None => self.dirty.policies |= self.objects.bundles.remove(&key).is_some(),
+            },
+        }
+    }
+
+    /// An object was deleted.
+    pub fn delete(&mut self, kind: Kind, key: &ObjectKey) {
+        match kind {
+            Kind::Service => self.remove_service(key),
+            Kind::EndpointSlice => self.remove_slice(&(key.namespace.to_string(), key.name.to_string())),
+            // A Node that is deleted and registered again keeps its network and its zone meanwhile.
+            Kind::Node => {}
+            Kind::Namespace => {
+                let known = self.objects.namespaces.remove(&key.name).is_some();
+                self.dirty.all_routes |= known && self.selects_namespaces();
+            }
+            Kind::IngressClass => {
+                self.objects.ingress_classes.remove(key);
+                (self.dirty.ingresses, self.dirty.claims) = (true, true);
+            }
+            Kind::GatewayClass => {
+                self.objects.gateway_classes.remove(key);
+                self.dirty.gateways = true;
+            }
+            Kind::Gateway => {
+                self.objects.gateways.remove(key);
+                self.dirty.gateways = true;
+            }
+            Kind::Ingress => self.delete_route(RouteKind::Ingress, key),
+            Kind::HTTPRoute => self.delete_route(RouteKind::HTTPRoute, key),
+            Kind::GRPCRoute => self.delete_route(RouteKind::GRPCRoute, key),
+            Kind::TLSRoute => self.delete_route(RouteKind::TLSRoute, key),
+            Kind::TCPRoute => self.delete_route(RouteKind::TCPRoute, key),
+            Kind::UDPRoute => self.delete_route(RouteKind::UDPRoute, key),
+            Kind::ReferenceGrant => {
+                self.objects.grants.remove(key);
+                (self.dirty.all_routes, self.dirty.gateways) = (true, true);
+            }
+            Kind::BackendTLSPolicy => self.dirty.policies |= self.objects.tls_policies.remove(key).is_some(),
+            Kind::TrafficPolicy => self.dirty.policies |= self.objects.policies.remove(key).is_some(),
+            Kind::Secret => {
+                self.secret_changed(key);
+                self.objects.secrets.remove(key);
+            }
+            Kind::ConfigMap => self.dirty.policies |= self.objects.bundles.remove(key).is_some(),
+        }
+    }
+
+    /// Replaces all objects of a kind (a completed list).
+    pub fn replace(&mut self, kind: Kind, objects: Vec<Object>) {
+        let kept: BTreeSet<ObjectKey> = objects.iter().filter_map(|object| object_key(object.metadata())).collect();
+        for key in self.keys(kind).into_iter().filter(|key| !kept.contains(key)) {
+            self.delete(kind, &key);
+        }
+        objects.into_iter().filter(|object| object.kind() == kind).for_each(|object| self.apply(object));
+    }
+
+    fn keys(&self, kind: Kind) -> Vec<ObjectKey> {
+        let objects = &self.objects;
+        let routes = |kind: RouteKind| {
+            objects.routes.keys().filter(|route| route.kind == kind).map(|route| route.key.clone()).collect()
+        };
+        match kind {
+            Kind::Service => objects.services.keys().cloned().collect(),
+            Kind::EndpointSlice => {
+                self.slice_owner.keys().map(|(namespace, name)| ObjectKey::new(namespace, name)).collect()
+            }
+            Kind::Node => objects.nodes.keys().map(|name| ObjectKey::new("", name)).collect(),
+            Kind::Namespace => objects.namespaces.keys().map(|name| ObjectKey::new("", name)).collect(),
+            Kind::IngressClass => objects.ingress_classes.keys().cloned().collect(),
+            Kind::GatewayClass => objects.gateway_classes.keys().cloned().collect(),
+            Kind::Gateway => objects.gateways.keys().cloned().collect(),
+            Kind::Ingress => routes(RouteKind::Ingress),
+            Kind::HTTPRoute => routes(RouteKind::HTTPRoute),
+            Kind::GRPCRoute => routes(RouteKind::GRPCRoute),
+            Kind::TLSRoute => routes(RouteKind::TLSRoute),
+            Kind::TCPRoute => routes(RouteKind::TCPRoute),
+            Kind::UDPRoute => routes(RouteKind::UDPRoute),
+            Kind::ReferenceGrant => objects.grants.keys().cloned().collect(),
+            Kind::BackendTLSPolicy => objects.tls_policies.keys().cloned().collect(),
+            Kind::TrafficPolicy => objects.policies.keys().cloned().collect(),
+            Kind::Secret => objects.secrets.keys().cloned().collect(),
+            Kind::ConfigMap => objects.bundles.keys().cloned().collect(),
+        }
+    }
+
     /// A Service was added or changed.
     pub fn apply_service(&mut self, mut service: Service) {
         service.metadata.managed_fields = None;
-        if let Some(key) = service_key(&service) {
-            self.dirty.insert(key.clone());
-            self.services.insert(key, service);
+        let Some(key) = service_key(&service) else { return };
+        let before = self.objects.services.get(&key).and_then(|service| service.spec.as_ref());
+        let after = service.spec.as_ref();
+        let seen_by_routes = |spec: Option<&k8s_openapi::api::core::v1::ServiceSpec>| {
+            spec.map(|spec| (spec.type_.clone(), spec.ports.clone()))
+        };
+        if !self.objects.services.contains_key(&key) || seen_by_routes(before) != seen_by_routes(after) {
+            self.dirty.routes.extend(self.by_service.get(&key).into_iter().flatten().cloned());
         }
+        self.dirty.services.insert(key.clone());
+        self.objects.services.insert(key, Box::new(service));
     }
 
     /// A Service was deleted.
     pub fn delete_service(&mut self, service: &Service) {
         if let Some(key) = service_key(service) {
-            self.services.remove(&key);
-            self.dirty.insert(key);
+            self.remove_service(&key);
         }
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey) {
+        self.objects.services.remove(key);
+        self.dirty.routes.extend(self.by_service.get(key).into_iter().flatten().cloned());
+        self.dirty.services.insert(key.clone());
     }
 
     /// Replaces all Services (a completed list).
     pub fn replace_services(&mut self, services: Vec<Service>) {
-        self.dirty.extend(std::mem::take(&mut self.services).into_keys());
-        services.into_iter().for_each(|service| self.apply_service(service));
+        self.replace(Kind::Service, services.into_iter().map(Object::from).collect());
     }
 
     /// An EndpointSlice was added or changed.
@@ -63,7 +253,7 @@ impl Compiler {
         self.delete_slice(&slice);
         slice.metadata.managed_fields = None;
         if let (Some(id), Some(owner)) = (slice_key(&slice), slice_service(&slice)) {
-            self.dirty.insert(owner.clone());
+            self.dirty.services.insert(owner.clone());
             self.slice_owner.insert(id.clone(), owner.clone());
             self.slices.entry(owner).or_default().insert(id, slice);
         }
@@ -71,49 +261,314 @@ impl Compiler {
 
     /// An EndpointSlice was deleted.
     pub fn delete_slice(&mut self, slice: &EndpointSlice) {
-        let Some(id) = slice_key(slice) else { return };
-        let Some(owner) = self.slice_owner.remove(&id) else { return };
+        if let Some(id) = slice_key(slice) {
+            self.remove_slice(&id);
+        }
+    }
+
+    fn remove_slice(&mut self, id: &SliceKey) {
+        let Some(owner) = self.slice_owner.remove(id) else { return };
         if let Some(slices) = self.slices.get_mut(&owner) {
-            slices.remove(&id);
+            slices.remove(id);
             if slices.is_empty() {
                 self.slices.remove(&owner);
             }
         }
-        self.dirty.insert(owner);
+        self.dirty.services.insert(owner);
     }
 
     /// Replaces all EndpointSlices (a completed list).
     pub fn replace_slices(&mut self, slices: Vec<EndpointSlice>) {
-        self.dirty.extend(std::mem::take(&mut self.slices).into_keys());
-        self.slice_owner.clear();
-        slices.into_iter().for_each(|slice| self.apply_slice(slice));
+        self.replace(Kind::EndpointSlice, slices.into_iter().map(Object::from).collect());
     }
 
-    /// The own Node changed.
+    /// A Node was added or changed.
     pub fn apply_node(&mut self, node: &Node) {
-        let annotations = node.metadata.annotations.as_ref();
-        self.node = NodePlan {
-            pod_cidr: node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()).filter(|cidr| is_cidr(cidr)),
-            pod_gateway: annotations.and_then(|a| a.get(POD_GATEWAY_ANNOTATION)).and_then(|ip| ip.parse().ok()),
+        let Some(name) = node.metadata.name.as_deref() else { return };
+        let label = |label: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(label));
+        let facts = NodeFacts {
+            zone: label(LABEL_ZONE).map(|zone| zone.as_str().into()),
+            region: label(LABEL_REGION).map(|region| region.as_str().into()),
         };
+        // A process without a Node of its own takes any: it is alone.
+        if self.config.node_name.is_empty() || name == self.config.node_name {
+            let annotations = node.metadata.annotations.as_ref();
+            self.node = NodePlan {
+                pod_cidr: node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()).filter(|cidr| is_cidr(cidr)),
+                pod_gateway: annotations.and_then(|a| a.get(ANNOTATION_POD_GATEWAY)).and_then(|ip| ip.parse().ok()),
+                zone: facts.zone.clone(),
+                region: facts.region.clone(),
+            };
+        }
+        if self.objects.nodes.get(name) != Some(&facts) {
+            self.objects.nodes.insert(name.into(), facts);
+            self.dirty.all_services = true;
+        }
+    }
+
+    fn apply_route(&mut self, kind: RouteKind, key: ObjectKey, route: Route) {
+        let key = RouteKey { kind, key };
+        self.dirty.claims |= kind == RouteKind::Ingress;
+        self.dirty.routes.insert(key.clone());
+        self.objects.routes.insert(key, route);
+    }
+
+    fn delete_route(&mut self, kind: RouteKind, key: &ObjectKey) {
+        let key = RouteKey { kind, key: key.clone() };
+        if self.objects.routes.remove(&key).is_some() {
+            self.dirty.claims |= kind == RouteKind::Ingress;
+            self.dirty.routes.insert(key);
+        }
+    }
+
+    fn selects_namespaces(&self) -> bool {
+        // Gateways that are not compiled yet compile their routes anyhow.
+        let mut listeners = self.gateways.by_key.values().flat_map(|facts| &facts.listeners);
+        listeners.any(|listener| matches!(listener.namespaces, Namespaces::Selector(_)))
+    }
+
+    /// Whatever may use a Secret looks at it again.
+    fn secret_changed(&mut self, key: &ObjectKey) {
+        (self.dirty.gateways, self.dirty.policies) = (true, true);
+        let uses = |ingress: &Ingress| {
+            let tls = ingress.spec.as_ref().and_then(|spec| spec.tls.as_ref());
+            tls.into_iter().flatten().any(|tls| tls.secret_name.as_deref() == Some(&*key.name))
+        };
+        let first = RouteKey { kind: RouteKind::Ingress, key: ObjectKey::new(&key.namespace, "") };
+        let ingresses = self
+            .objects
+            .routes
+            .range(first..)
+            .take_while(|(route, _)| route.kind == RouteKind::Ingress && route.key.namespace == key.namespace);
+        let using = ingresses.filter(|(_, route)| matches!(route, Route::Ingress(ingress) if uses(ingress)));
+        self.dirty.routes.extend(using.map(|(route, _)| route.clone()));
+    }
+
+    /// What is kept of the objects.
+    #[cfg(test)]
+    pub(crate) fn into_objects(self) -> Objects {
+        self.objects
     }
 
     /// Recompiles what changed and returns the snapshot.
     pub fn snapshot(&mut self) -> Snapshot {
-        for key in std::mem::take(&mut self.dirty) {
-            let Some(service) = self.services.get(&key) else {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        self.refresh_gateways(&mut dirty);
+        self.refresh_policies(&mut dirty);
+        self.refresh_services(&dirty);
+        self.refresh_routes(&mut dirty);
+        self.refresh_listeners(&dirty);
+        Snapshot {
+            services: self.plans.clone(),
+            listeners: self.listeners.clone(),
+            routed: self.routed.clone(),
+            node: self.node.clone(),
+        }
+    }
+
+    fn refresh_gateways(&mut self, dirty: &mut Dirty) {
+        if dirty.claims {
+            let claims = ingress_claims(&self.objects);
+            dirty.gateways |= claims != self.claims;
+            self.claims = claims;
+        }
+        if !dirty.gateways {
+            return;
+        }
+        let gateways = Gateways::compile(&self.objects, &self.config, self.claims);
+        if gateways == self.gateways {
+            return;
+        }
+        let (old, new) = (&self.gateways.by_key, &gateways.by_key);
+        for key in old.keys().chain(new.keys()).filter(|key| old.get(*key) != new.get(*key)) {
+            dirty.routes.extend(self.by_gateway.get(key).into_iter().flatten().cloned());
+        }
+        // Names of Gateways are not served for Ingresses.
+        dirty.ingresses = true;
+        dirty.all_ports = true;
+        self.gateways = gateways;
+    }
+
+    fn refresh_policies(&mut self, dirty: &mut Dirty) {
+        if !dirty.policies {
+            return;
+        }
+        let policies = Policies::compile(&self.objects);
+        for (kind, key) in policies.differing(&self.policies) {
+            let route = |kind| RouteKey { kind, key: key.clone() };
+            match kind {
+                TargetKind::Service => {
+                    dirty.routes.extend(self.by_service.get(&key).into_iter().flatten().cloned());
+                    dirty.services.insert(key);
+                }
+                TargetKind::Gateway => {
+                    dirty.routes.extend(self.by_gateway.get(&key).into_iter().flatten().cloned());
+                    dirty.all_ports = true;
+                }
+                TargetKind::Ingress => drop(dirty.routes.insert(route(RouteKind::Ingress))),
+                TargetKind::HTTPRoute => drop(dirty.routes.insert(route(RouteKind::HTTPRoute))),
+                TargetKind::GRPCRoute => drop(dirty.routes.insert(route(RouteKind::GRPCRoute))),
+                TargetKind::TLSRoute => drop(dirty.routes.insert(route(RouteKind::TLSRoute))),
+                TargetKind::TCPRoute => drop(dirty.routes.insert(route(RouteKind::TCPRoute))),
+                TargetKind::UDPRoute => drop(dirty.routes.insert(route(RouteKind::UDPRoute))),
+            }
+        }
+        self.policies = policies;
+    }
+
+    fn refresh_services(&mut self, dirty: &Dirty) {
+        let all: Vec<ServiceKey> = if dirty.all_services {
+            self.objects.services.keys().chain(&dirty.services).cloned().collect()
+        } else {
+            dirty.services.iter().cloned().collect()
+        };
+        let context = ServiceContext { config: &self.config, nodes: &self.objects.nodes, policies: &self.policies };
+        for key in all {
+            let Some(service) = self.objects.services.get(&key) else {
                 self.plans.remove(&key);
                 continue;
             };
             let slices: Vec<&EndpointSlice> = self.slices.get(&key).into_iter().flat_map(BTreeMap::values).collect();
-            let plan = plan_service(key.clone(), service, &slices, &self.config);
+            let plan = plan_service(key.clone(), service, &slices, context);
             // An equal plan keeps its identity, so that readers see that nothing changed.
             if self.plans.get(&key).is_none_or(|old| **old != plan) {
                 self.plans.insert(key, Arc::new(plan));
             }
         }
-        Snapshot { services: self.plans.clone(), node: self.node.clone(), ..Snapshot::default() }
     }
+
+    fn refresh_routes(&mut self, dirty: &mut Dirty) {
+        let mut routes = std::mem::take(&mut dirty.routes);
+        if dirty.all_routes {
+            routes.extend(self.objects.routes.keys().cloned());
+        } else if dirty.ingresses {
+            let all = self.objects.routes.keys().take_while(|key| key.kind == RouteKind::Ingress);
+            routes.extend(all.cloned());
+        }
+        let mut backends_changed = false;
+        for key in routes {
+            let new = self.objects.routes.get(&key).map(|route| {
+                let context = Context {
+                    objects: &self.objects,
+                    gateways: &self.gateways,
+                    policies: &self.policies,
+                    config: &self.config,
+                    default_policy: &self.default_policy,
+                };
+                compile_route::compile(context, &key, route)
+            });
+            let (new, outcome) = new.unzip();
+            if self.routes.get(&key) != new.as_ref() {
+                backends_changed |= self.exchange(&key, new, &mut dirty.ports);
+            }
+            match outcome {
+                Some(outcome) if self.outcomes.get(&key).is_none_or(|old| **old != outcome) => {
+                    self.outcomes.insert(key, Arc::new(outcome));
+                }
+                Some(_) => {}
+                None => drop(self.outcomes.remove(&key)),
+            }
+        }
+        if backends_changed {
+            self.routed = Arc::new(self.users.keys().cloned().collect());
+        }
+    }
+
+    /// Puts a compiled route in place of its predecessor, and says whether the set of Service ports that routes send to has changed.
+    fn exchange(&mut self, key: &RouteKey, new: Option<Compiled>, ports: &mut BTreeSet<HostPort>) -> bool {
+        let old = self.routes.remove(key).unwrap_or_default();
+        let next = new.as_ref().cloned().unwrap_or_default();
+        if old.places != next.places || old.created != next.created {
+            ports.extend(old.places.iter().chain(&next.places).map(|place| place.port));
+        }
+        unfile(&mut self.by_service, &old.mentions, key);
+        unfile(&mut self.by_gateway, &old.parents, key);
+        let mut changed = false;
+        for backend in next.backends.difference(&old.backends) {
+            let users = self.users.entry(backend.clone()).or_default();
+            changed |= *users == 0;
+            *users += 1;
+        }
+        for backend in old.backends.difference(&next.backends) {
+            let Some(users) = self.users.get_mut(backend) else { continue };
+            *users = users.saturating_sub(1);
+            if *users == 0 {
+                self.users.remove(backend);
+                changed = true;
+            }
+        }
+        if let Some(new) = new {
+            new.mentions
+                .iter()
+                .for_each(|name| drop(self.by_service.entry(name.clone()).or_default().insert(key.clone())));
+            new.parents
+                .iter()
+                .for_each(|name| drop(self.by_gateway.entry(name.clone()).or_default().insert(key.clone())));
+            self.routes.insert(key.clone(), new);
+        }
+        changed
+    }
+
+    fn refresh_listeners(&mut self, dirty: &Dirty) {
+        let mut ports = dirty.ports.clone();
+        if dirty.all_ports {
+            ports.extend(self.gateways.ports.keys().chain(self.listeners.keys()));
+        }
+        if ports.is_empty() {
+            return;
+        }
+        let mut routes: Vec<(&RouteKey, &Compiled)> =
+            self.routes.iter().filter(|(_, route)| !route.places.is_empty()).collect();
+        routes.sort_by(|(a, x), (b, y)| (x.created, &a.key, a.kind).cmp(&(y.created, &b.key, b.kind)));
+        for port in ports {
+            let mut shadowed = Shadowed::new();
+            let plan = assemble::listener(port, &self.gateways, &self.policies, &routes, &mut shadowed);
+            self.shadowed.remove(&port);
+            if !shadowed.is_empty() {
+                self.shadowed.insert(port, shadowed);
+            }
+            match plan {
+                // Routes that changed make another plan anyhow: only others are worth a comparison.
+                Some(plan)
+                    if dirty.ports.contains(&port) || self.listeners.get(&port).is_none_or(|old| **old != plan) =>
+                {
+                    self.listeners.insert(port, Arc::new(plan));
+                }
+                Some(_) => {}
+                None => drop(self.listeners.remove(&port)),
+            }
+        }
+    }
+}
+
+fn unfile(index: &mut BTreeMap<ObjectKey, BTreeSet<RouteKey>>, names: &BTreeSet<ObjectKey>, route: &RouteKey) {
+    for name in names {
+        if let Some(routes) = index.get_mut(name) {
+            routes.remove(route);
+            if routes.is_empty() {
+                index.remove(name);
+            }
+        }
+    }
+}
+
+/// Since when Ingresses of ours ask for the HTTP and the HTTPS port.
+fn ingress_claims(objects: &Objects) -> IngressClaims {
+    let mut claims = IngressClaims::default();
+    let all = objects.routes.iter().take_while(|(key, _)| key.kind == RouteKind::Ingress);
+    for (_, route) in all {
+        let Route::Ingress(ingress) = route else { continue };
+        if !ingress::is_ours(objects, ingress) {
+            continue;
+        }
+        let since = created(&ingress.metadata);
+        let earlier = |claim: Option<i64>| Some(claim.map_or(since, |claim| claim.min(since)));
+        claims.http = earlier(claims.http);
+        if ingress::has_tls(ingress) {
+            claims.https = earlier(claims.https);
+        }
+    }
+    claims
 }
 
 fn slice_key(slice: &EndpointSlice) -> Option<SliceKey> {
@@ -191,7 +646,7 @@ mod tests {
         let mut compiler = Compiler::new(PlanConfig::default());
         let node = |cidr: &str, gateway: &str| -> Node {
             serde_json::from_value(json!({
-                "metadata": {"name": "n", "annotations": {POD_GATEWAY_ANNOTATION: gateway}}, "spec": {"podCIDR": cidr},
+                "metadata": {"name": "n", "annotations": {ANNOTATION_POD_GATEWAY: gateway}}, "spec": {"podCIDR": cidr},
             }))
             .expect("a Node")
         };

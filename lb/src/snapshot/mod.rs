@@ -1,12 +1,27 @@
 //! What traffic is steered by: one immutable [`Snapshot`] of Services and their endpoints.
 //!
-//! [`plan`] makes it from Kubernetes objects and is pure; [`Compiler`] does the same incrementally, recompiling only the
-//! Services an event touched; [`watch`] feeds the compiler from the API. Nothing here opens sockets or counts requests:
+//! [`Compiler`] makes it from Kubernetes objects, recompiling only what an event touched, out of pure functions: [`plan`] for Services,
+//! `gateways`, `attach`, `rules`, `filters`, `ingress` and `policies` for what steers traffic to them, `assemble` for what is served on a port;
+//! [`watch`] feeds the compiler from the API. Nothing here opens sockets or counts requests:
 //! what must outlive a snapshot (in-flight counts, health, round-robin position) is in [`crate::backend`].
 
+mod assemble;
+mod attach;
+pub(crate) mod certificates;
 mod compile;
+mod compile_route;
+mod filters;
+#[cfg(test)]
+mod gateway_tests;
+mod gateways;
+mod ingress;
+mod objects;
 mod plan;
+mod policies;
+mod references;
 pub mod routes;
+mod rules;
+pub mod testing;
 pub(crate) mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +31,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use compile::Compiler;
-pub use plan::{plan, plan_service};
+pub use gateways::GATEWAY_CONTROLLER;
+pub use ingress::INGRESS_CONTROLLER;
+pub use objects::{Kind, Object, ObjectKey, RouteKey, RouteKind};
+pub use plan::plan;
 use routes::{BackendRef, HostPort, ListenerPlan};
 
 use crate::policy::{RequestPolicy, ServicePolicy};
@@ -139,6 +157,8 @@ pub struct PortPlan {
     pub policy: Arc<ServicePolicy>,
     /// What TrafficPolicies of the Service say about requests; routes have their own.
     pub requests: Arc<RequestPolicy>,
+    /// Sources (CIDR) whose PROXY protocol header its own port requires and believes; `None`: no header is expected.
+    pub accept_proxy: Option<Arc<[String]>>,
 }
 
 /// An address that traffic may be sent to.
@@ -176,6 +196,10 @@ pub struct NodePlan {
     pub pod_cidr: Option<String>,
     /// Annotation `scaleup.dev/pod-gateway`: the address pods use as their resolver.
     pub pod_gateway: Option<IpAddr>,
+    /// Zone it is in.
+    pub zone: Option<Arc<str>>,
+    /// Region it is in.
+    pub region: Option<Arc<str>>,
 }
 
 /// All Services at one moment. Cheap to clone: Services are shared between snapshots.
@@ -192,8 +216,18 @@ pub struct Snapshot {
 }
 
 /// What [`plan`] depends on besides the objects.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct PlanConfig {
     /// The own node, for traffic policy `Local`.
     pub node_name: String,
+    /// Port of the host on which Ingresses are served in clear text.
+    pub http_port: u16,
+    /// Port of the host on which Ingresses are served with TLS.
+    pub https_port: u16,
+}
+
+impl Default for PlanConfig {
+    fn default() -> Self {
+        Self { node_name: String::new(), http_port: 80, https_port: 443 }
+    }
 }

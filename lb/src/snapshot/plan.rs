@@ -9,9 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice, ForZone};
 
-use crate::policy::ServicePolicy;
+use super::objects::NodeFacts;
+use super::policies::{Attached, Policies, TargetKind};
+use crate::policy::parts::{RequestPart, ServicePart, WeightRule, request_policy, service_policy};
+use crate::policy::{Locality, Prefer, ServicePolicy, UpstreamTls};
 
 use super::{
     AppProtocol, EndpointPlan, HostPlan, PlanConfig, PortPlan, Protocol, ServiceKey, ServicePlan, ServiceType, Snapshot,
@@ -36,12 +39,14 @@ pub fn plan(services: &[Service], slices: &[EndpointSlice], config: &PlanConfig)
             by_service.entry(key).or_default().push(slice);
         }
     }
+    let (nodes, policies) = (BTreeMap::new(), Policies::default());
+    let context = ServiceContext { config, nodes: &nodes, policies: &policies };
     let services = services
         .iter()
         .filter_map(|service| {
             let key = service_key(service)?;
             let slices = by_service.get(&key).map_or(&[][..], Vec::as_slice);
-            Some((key.clone(), Arc::new(plan_service(key, service, slices, config))))
+            Some((key.clone(), Arc::new(plan_service(key, service, slices, context))))
         })
         .collect();
     Snapshot { services, ..Snapshot::default() }
@@ -58,12 +63,26 @@ pub(super) fn slice_service(slice: &EndpointSlice) -> Option<ServiceKey> {
     Some(ServiceKey::new(slice.metadata.namespace.as_deref()?, name))
 }
 
+/// What a Service's plan depends on besides the Service and its slices.
+#[derive(Clone, Copy)]
+pub(super) struct ServiceContext<'a> {
+    pub config: &'a PlanConfig,
+    pub nodes: &'a BTreeMap<Arc<str>, NodeFacts>,
+    pub policies: &'a Policies,
+}
+
 /// The plan of one Service with its slices. Pure.
-pub fn plan_service(key: ServiceKey, service: &Service, slices: &[&EndpointSlice], config: &PlanConfig) -> ServicePlan {
+pub(super) fn plan_service(
+    key: ServiceKey,
+    service: &Service,
+    slices: &[&EndpointSlice],
+    context: ServiceContext<'_>,
+) -> ServicePlan {
     let empty = ServiceSpec::default();
     let spec = service.spec.as_ref().unwrap_or(&empty);
     let kind = service_type(spec);
     let ports = spec.ports.as_deref().unwrap_or_default();
+    let ports = ports.iter().filter_map(|port| plan_port(&key, port, spec, kind, slices, context)).collect();
     ServicePlan {
         key,
         uid: service.metadata.uid.clone().unwrap_or_default(),
@@ -74,7 +93,7 @@ pub fn plan_service(key: ServiceKey, service: &Service, slices: &[&EndpointSlice
         cluster_ips: cluster_ips(spec, kind),
         external_ips: spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect(),
         client_ip_affinity: client_ip_affinity(spec),
-        ports: ports.iter().filter_map(|port| plan_port(port, spec, kind, slices, config)).collect(),
+        ports,
         hosts: hosts(slices),
         ingress: ingress(service),
     }
@@ -121,21 +140,25 @@ fn is_our_class(spec: &ServiceSpec) -> bool {
 }
 
 fn plan_port(
+    key: &ServiceKey,
     port: &ServicePort,
     spec: &ServiceSpec,
     kind: ServiceType,
     slices: &[&EndpointSlice],
-    config: &PlanConfig,
+    context: ServiceContext<'_>,
 ) -> Option<PortPlan> {
     let protocol = parse_protocol(port.protocol.as_deref())?;
     let name = port.name.clone().unwrap_or_default();
-    let candidates = candidates(&name, protocol, slices);
+    let attached: Vec<&Attached> = context.policies.of(TargetKind::Service, key, Some(&name)).collect();
+    let parts: Vec<&ServicePart> = attached.iter().map(|attached| &*attached.service).collect();
+    let (policy, weights) = service_policy(&parts, own_policy(key, port, spec, context));
+    let candidates = candidates(&name, protocol, slices, context.nodes, &weights);
+    let node = Some(context.config.node_name.as_str());
     let local = |policy: &Option<String>| policy.as_deref() == Some("Local");
     let all: Arc<[EndpointPlan]> = choose(&candidates, None).into();
-    let restrict = |on: bool| -> Arc<[EndpointPlan]> {
-        if on { choose(&candidates, Some(&config.node_name)).into() } else { all.clone() }
-    };
-    let app = app_protocol(port);
+    let restrict =
+        |on: bool| -> Arc<[EndpointPlan]> { if on { choose(&candidates, node).into() } else { all.clone() } };
+    let requests: Vec<&RequestPart> = attached.iter().map(|attached| &*attached.request).collect();
     Some(PortPlan {
         port: u16::try_from(port.port).ok().filter(|port| *port != 0)?,
         node_port: port
@@ -143,17 +166,64 @@ fn plan_port(
             .and_then(|port| u16::try_from(port).ok())
             .filter(|port| *port != 0 && matches!(kind, ServiceType::NodePort | ServiceType::LoadBalancer)),
         protocol,
-        app,
-        internal: restrict(local(&spec.internal_traffic_policy)),
+        app: app_protocol(port),
+        internal: if local(&spec.internal_traffic_policy) {
+            restrict(true)
+        } else {
+            hinted(&all, &candidates, context).map_or_else(|| all.clone(), Arc::from)
+        },
         external: restrict(local(&spec.external_traffic_policy)),
         routed: all.clone(),
-        policy: Arc::new(ServicePolicy { client_ip_affinity: client_ip_affinity(spec), ..ServicePolicy::default() }),
-        requests: Arc::default(),
+        policy: Arc::new(policy),
+        requests: if requests.is_empty() { Arc::default() } else { Arc::new(request_policy(&requests)) },
+        accept_proxy: attached.iter().find_map(|attached| attached.accept_proxy.clone()),
         name,
     })
 }
 
-fn parse_protocol(text: Option<&str>) -> Option<Protocol> {
+/// What the Service itself and BackendTLSPolicies say about a port's endpoints.
+fn own_policy(key: &ServiceKey, port: &ServicePort, spec: &ServiceSpec, context: ServiceContext<'_>) -> ServicePolicy {
+    let prefer = match spec.traffic_distribution.as_deref() {
+        Some("PreferClose" | "PreferSameZone") => Prefer::Zone,
+        Some("PreferSameNode") => Prefer::Node,
+        _ => Prefer::None,
+    };
+    let name = port.name.as_deref().unwrap_or_default();
+    let https = || {
+        // Nobody says whom to trust: as the API server's Service proxy, any certificate is accepted.
+        let hostname = format!("{}.{}.svc", key.name, key.namespace).into();
+        Arc::new(UpstreamTls { hostname, ca_pem: None, client: None, insecure: true, http_only: true })
+    };
+    ServicePolicy {
+        client_ip_affinity: client_ip_affinity(spec),
+        locality: Locality { prefer, ..Locality::default() },
+        upstream_tls: context
+            .policies
+            .tls_of(key, name)
+            .or_else(|| (port.app_protocol.as_deref() == Some("https")).then(https)),
+        ..ServicePolicy::default()
+    }
+}
+
+/// The endpoints meant for our zone, as kube-proxy chooses them: only if every endpoint has a hint and some name our zone.
+fn hinted(
+    all: &[EndpointPlan],
+    candidates: &[Candidate<'_>],
+    context: ServiceContext<'_>,
+) -> Option<Vec<EndpointPlan>> {
+    let zone = context.nodes.get(context.config.node_name.as_str())?.zone.as_deref()?;
+    let mut near = Vec::new();
+    for endpoint in all {
+        let candidate = candidates.iter().find(|candidate| candidate.plan.addr == endpoint.addr)?;
+        let zones = candidate.zones?;
+        if zones.iter().any(|hint| hint.name == zone) {
+            near.push(endpoint.clone());
+        }
+    }
+    (!near.is_empty()).then_some(near)
+}
+
+pub(super) fn parse_protocol(text: Option<&str>) -> Option<Protocol> {
     match text {
         None | Some("TCP") => Some(Protocol::Tcp),
         Some("UDP") => Some(Protocol::Udp),
@@ -168,6 +238,8 @@ fn app_protocol(port: &ServicePort) -> AppProtocol {
     };
     match port.app_protocol.as_deref() {
         Some("http" | "kubernetes.io/ws") => AppProtocol::Http,
+        // Its own port passes the bytes on; routes speak TLS to it (see `own_policy`).
+        Some("https") => AppProtocol::Tcp,
         Some("kubernetes.io/h2c" | "grpc") => AppProtocol::H2c,
         Some(_) => AppProtocol::Tcp,
         None if named => AppProtocol::Http,
@@ -182,15 +254,22 @@ struct Candidate<'a> {
     ready: bool,
     serving_while_terminating: bool,
     node: Option<&'a str>,
+    zones: Option<&'a [ForZone]>,
 }
 
-fn candidates<'a>(port_name: &str, protocol: Protocol, slices: &[&'a EndpointSlice]) -> Vec<Candidate<'a>> {
+fn candidates<'a>(
+    port_name: &str,
+    protocol: Protocol,
+    slices: &[&'a EndpointSlice],
+    nodes: &BTreeMap<Arc<str>, NodeFacts>,
+    weights: &[WeightRule],
+) -> Vec<Candidate<'a>> {
     let mut found: BTreeMap<SocketAddr, Candidate<'a>> = BTreeMap::new();
     for slice in slices {
         let Some(number) = slice_port(slice, port_name, protocol) else { continue };
         for endpoint in &slice.endpoints {
             let Some(ip) = first_address(endpoint) else { continue };
-            let candidate = candidate(endpoint, SocketAddr::new(ip, number));
+            let candidate = candidate(endpoint, SocketAddr::new(ip, number), nodes, weights);
             let known = found.get(&candidate.plan.addr);
             // While an endpoint moves between slices it may be in both: the ready copy counts.
             if known.is_none_or(|known| candidate.ready && !known.ready) && found.len() < MAX_ENDPOINTS_PER_PORT {
@@ -201,24 +280,35 @@ fn candidates<'a>(port_name: &str, protocol: Protocol, slices: &[&'a EndpointSli
     found.into_values().collect()
 }
 
-fn candidate(endpoint: &Endpoint, addr: SocketAddr) -> Candidate<'_> {
+fn candidate<'a>(
+    endpoint: &'a Endpoint,
+    addr: SocketAddr,
+    nodes: &BTreeMap<Arc<str>, NodeFacts>,
+    weights: &[WeightRule],
+) -> Candidate<'a> {
     let conditions = endpoint.conditions.as_ref();
     let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
     let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
     let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
     let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+    let facts = endpoint.node_name.as_deref().and_then(|node| nodes.get(node));
+    let mut plan = EndpointPlan {
+        addr,
+        pod_uid: pod.and_then(|pod| pod.uid.as_deref()).map(Arc::from),
+        node: endpoint.node_name.as_deref().map(Arc::from),
+        zone: endpoint.zone.as_deref().map(Arc::from).or_else(|| facts.and_then(|facts| facts.zone.clone())),
+        region: facts.and_then(|facts| facts.region.clone()),
+        weight: DEFAULT_WEIGHT,
+    };
+    if let Some(rule) = weights.iter().find(|rule| rule.matches(&plan)) {
+        plan.weight = rule.weight;
+    }
     Candidate {
-        plan: EndpointPlan {
-            addr,
-            pod_uid: pod.and_then(|pod| pod.uid.as_deref()).map(Arc::from),
-            node: endpoint.node_name.as_deref().map(Arc::from),
-            zone: endpoint.zone.as_deref().map(Arc::from),
-            region: None,
-            weight: DEFAULT_WEIGHT,
-        },
+        plan,
         ready,
         serving_while_terminating: serving && terminating,
         node: endpoint.node_name.as_deref(),
+        zones: endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_deref()),
     }
 }
 
@@ -293,7 +383,7 @@ mod tests {
     }
 
     fn planned(spec: Value, endpoints: Value) -> ServicePlan {
-        let config = PlanConfig { node_name: "n1".to_owned() };
+        let config = PlanConfig { node_name: "n1".to_owned(), ..PlanConfig::default() };
         let snapshot = plan(&[service(spec)], &[slice(endpoints)], &config);
         let plan = snapshot.services.into_values().next().expect("one Service");
         Arc::unwrap_or_clone(plan)

@@ -60,14 +60,14 @@ pub struct TlsSite {
 pub enum TlsAction {
     /// TLS ends here; HTTP inside (ALPN `h2` and `http/1.1`).
     Http {
-        /// Certificates, the best for the name is chosen.
+        /// Certificates, the best for the name is chosen. None: handshakes are refused; no other site's certificate is shown.
         certificates: Arc<[Arc<CertificatePlan>]>,
         /// What is served.
         http: Arc<HttpPlan>,
     },
     /// TLS ends here; the bytes inside go to the backends.
     Terminate {
-        /// Certificates.
+        /// Certificates, as above.
         certificates: Arc<[Arc<CertificatePlan>]>,
         /// Where to.
         to: L4Plan,
