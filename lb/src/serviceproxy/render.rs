@@ -251,7 +251,7 @@ mod tests {
         let service = serde_json::from_value(service).expect("a Service");
         let slice = serde_json::from_value(slice).expect("an EndpointSlice");
         let mut snapshot = plan(&[service], &[slice], &PlanConfig::default());
-        snapshot.node = NodePlan { pod_cidr: Some("10.244.0.0/24".to_owned()), pod_gateway: None };
+        snapshot.node = NodePlan { pod_cidr: Some("10.244.0.0/24".to_owned()), ..NodePlan::default() };
         snapshot
     }
 

@@ -13,6 +13,10 @@ use super::{NodePlan, PlanConfig, ServiceKey, ServicePlan, Snapshot};
 /// Annotation of a Node with the address its pods use as gateway and resolver.
 const POD_GATEWAY_ANNOTATION: &str = "scaleup.dev/pod-gateway";
 
+/// Well-known labels of a Node that say where it is.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+const REGION_LABEL: &str = "topology.kubernetes.io/region";
+
 /// Namespace and name of an EndpointSlice.
 type SliceKey = (String, String);
 
@@ -92,7 +96,11 @@ impl Compiler {
     /// The own Node changed.
     pub fn apply_node(&mut self, node: &Node) {
         let annotations = node.metadata.annotations.as_ref();
+        let label = |name: &str| node.metadata.labels.as_ref()?.get(name).map(|value| Arc::from(value.as_str()));
         self.node = NodePlan {
+            name: node.metadata.name.as_deref().map(Arc::from),
+            zone: label(ZONE_LABEL),
+            region: label(REGION_LABEL),
             pod_cidr: node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()).filter(|cidr| is_cidr(cidr)),
             pod_gateway: annotations.and_then(|a| a.get(POD_GATEWAY_ANNOTATION)).and_then(|ip| ip.parse().ok()),
         };
@@ -199,6 +207,7 @@ mod tests {
         assert_eq!(compiler.snapshot().node.pod_cidr.as_deref(), Some("10.244.1.0/24"));
         assert!(compiler.snapshot().node.pod_gateway.is_some());
         compiler.apply_node(&node("10.244.1.0/24; flush ruleset", "nope"));
-        assert_eq!(compiler.snapshot().node, NodePlan::default());
+        let name = Some("n".into());
+        assert_eq!(compiler.snapshot().node, NodePlan { name, ..NodePlan::default() });
     }
 }
