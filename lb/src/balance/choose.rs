@@ -25,7 +25,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// Cost difference, in microseconds, below which idle endpoints are served in turn.
 const IDLE_SLACK_US: f32 = 25_000.0;
-/// Attempts to find a second endpoint by chance.
+/// Attempts to find an endpoint by chance, before looking for any.
 const MAX_DRAWS: usize = 4;
 /// `LeastConnections` looks at this many endpoints, from another one on each time; exact for Services up to that size.
 const MAX_SCAN: usize = 256;
@@ -97,9 +97,7 @@ impl<'a> Chooser<'a> {
         }
         match self.backend.algorithm() {
             Algorithm::RoundRobin => self.in_turn(group, need),
-            Algorithm::Random => {
-                self.by_chance(group, need, u32::MAX).or_else(|| self.from(group, need, self.random() as usize))
-            }
+            Algorithm::Random => self.by_chance(group, need, u32::MAX),
             Algorithm::LeastConnections => self.least_connections(group, need),
             Algorithm::LeastRequest => self.better(group, need, |first, second| {
                 let load = |index| self.busy(index, group);
@@ -158,12 +156,16 @@ impl<'a> Chooser<'a> {
     fn random(&self) -> u64 {
         let seed = self.seed.get().wrapping_add(1);
         self.seed.set(seed);
-        hashing::mix(self.turn() as u64 ^ (seed << 56))
+        hashing::mix(self.turn() as u64 ^ (self.choice.thread as u64) << 48 ^ seed << 56)
     }
 
-    /// Whose turn it is; those that cannot take it pass it on.
+    /// Whose turn it is. One that cannot take it leaves it to any other, so that not all of its turns fall to its neighbour.
     fn in_turn(&self, group: &Group, need: Need) -> Option<u32> {
-        self.from(group, need, self.turn())
+        let holder = group.order[self.turn() % group.order.len()];
+        if self.is_usable(holder, need) && self.is_grown(holder) {
+            return Some(holder);
+        }
+        self.from(group, need, self.random() as usize)
     }
 
     fn from(&self, group: &Group, need: Need, start: usize) -> Option<u32> {
@@ -175,10 +177,15 @@ impl<'a> Chooser<'a> {
         usable().find(|index| self.is_grown(*index)).or_else(|| usable().next())
     }
 
-    /// A usable endpoint other than `not`, by chance and weight; not always found.
+    /// A usable endpoint other than `not`, by chance and weight.
     fn by_chance(&self, group: &Group, need: Need, not: u32) -> Option<u32> {
         let draws = (0..MAX_DRAWS).map(|_| group.order[(self.random() % group.order.len() as u64) as usize]);
-        draws.into_iter().find(|index| *index != not && self.is_usable(*index, need) && self.is_grown(*index))
+        let is_fit = |index: &u32| *index != not && self.is_usable(*index, need);
+        draws.into_iter().find(|index| is_fit(index) && self.is_grown(*index)).or_else(|| {
+            let start = self.random() as usize % group.order.len();
+            let (before, after) = group.order.split_at(start);
+            after.iter().chain(before).copied().find(is_fit)
+        })
     }
 
     /// Of whose turn it is and another one: the former if `keeps` says so.

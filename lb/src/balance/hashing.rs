@@ -17,7 +17,7 @@ pub(super) type Member = (u32, SocketAddr, u32);
 
 /// See the module.
 #[derive(Debug)]
-pub(super) enum Table {
+pub(crate) enum Table {
     /// `(point, index)`, sorted.
     Ring(Box<[(u64, u32)]>),
     /// Index per slot; a prime number of slots.
@@ -63,7 +63,7 @@ impl Table {
 }
 
 /// See [`Table::candidates`].
-pub(super) struct Candidates<'a> {
+pub(crate) struct Candidates<'a> {
     table: &'a Table,
     start: usize,
     passed: usize,

@@ -240,7 +240,7 @@ mod tests {
         let mut waits: Vec<_> = (0..2).map(|_| Box::pin(state.wait(1, 0, 2, LONG))).collect();
         waits.iter_mut().for_each(|wait| assert!(wait.now_or_never().is_none()));
         assert!(state.wait(1, 0, 2, LONG).now_or_never().expect("at once").is_none(), "full");
-        waits.remove(0);
+        drop(waits.remove(0));
         assert_eq!(state.in_flight(), (1, 0, 1), "a client that goes away makes room");
         drop(held);
         drop(waits.remove(0).await.expect("its turn"));

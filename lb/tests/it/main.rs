@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod api;
+mod balance;
 mod dns;
 mod http;
+mod mmdb;
 mod nft;
 mod smuggling;
 mod support;

@@ -1,0 +1,606 @@
+//! Balancing through real sockets: slow and failing endpoints, health, limits, queues, affinity, locality.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Bytes;
+use hyper::{HeaderMap, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use scaleup_lb::policy::*;
+use scaleup_lb::snapshot::{NodePlan, Snapshot};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpSocket};
+
+use crate::mmdb;
+use crate::support::*;
+
+/// An endpoint that answers as it is told, on `/healthz` with a status of its own.
+struct Scripted {
+    addr: SocketAddr,
+    script: Arc<Script>,
+    kill: tokio_util::sync::CancellationToken,
+}
+
+#[derive(Default)]
+struct Script {
+    status: AtomicU16,
+    delay_ms: AtomicU64,
+    health: AtomicU16,
+    served: AtomicU64,
+    checks: AtomicU64,
+}
+
+impl Scripted {
+    async fn start(name: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let script = Arc::new(Script { status: 200.into(), health: 200.into(), ..Script::default() });
+        let kill = tokio_util::sync::CancellationToken::new();
+        let (shared, killed) = (script.clone(), kill.clone());
+        tokio::spawn(async move {
+            loop {
+                let stream = tokio::select! {
+                    accepted = listener.accept() => accepted.unwrap().0,
+                    () = killed.cancelled() => return,
+                };
+                let (script, killed) = (shared.clone(), killed.clone());
+                tokio::spawn(async move {
+                    let service =
+                        hyper::service::service_fn(|request: Request<_>| answer(request, name, script.clone()));
+                    let serve =
+                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                    tokio::select! {
+                        _ = serve => {}
+                        () = killed.cancelled() => {}
+                    }
+                });
+            }
+        });
+        Self { addr, script, kill }
+    }
+
+    async fn several<const N: usize>() -> [Self; N] {
+        let mut all = Vec::new();
+        for name in ["e0", "e1", "e2", "e3"].into_iter().take(N) {
+            all.push(Self::start(name).await);
+        }
+        all.try_into().ok().unwrap()
+    }
+
+    fn served(&self) -> u64 {
+        self.script.served.load(Relaxed)
+    }
+
+    fn set(&self, status: u16) {
+        self.script.status.store(status, Relaxed);
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.kill.cancel();
+    }
+}
+
+type Answer = Result<Response<Full<Bytes>>, std::convert::Infallible>;
+
+async fn answer(request: Request<hyper::body::Incoming>, name: &'static str, script: Arc<Script>) -> Answer {
+    let mut response = Response::new(Full::new(Bytes::from_static(name.as_bytes())));
+    if request.uri().path() == "/healthz" {
+        script.checks.fetch_add(1, Relaxed);
+        *response.status_mut() = StatusCode::from_u16(script.health.load(Relaxed)).unwrap();
+        return Ok(response);
+    }
+    script.served.fetch_add(1, Relaxed);
+    *response.status_mut() = StatusCode::from_u16(script.status.load(Relaxed)).unwrap();
+    tokio::time::sleep(Duration::from_millis(script.delay_ms.load(Relaxed))).await;
+    Ok(response)
+}
+
+fn addrs(endpoints: &[Scripted]) -> Vec<SocketAddr> {
+    endpoints.iter().map(|endpoint| endpoint.addr).collect()
+}
+
+/// The snapshot of the one Service with these policies.
+fn with(endpoints: &[SocketAddr], policy: ServicePolicy, requests: RequestPolicy) -> Snapshot {
+    let mut snapshot = snapshot("http", endpoints, json!({}));
+    let plan = Arc::make_mut(snapshot.services.get_mut(&key()).unwrap());
+    plan.ports[0].policy = Arc::new(policy);
+    plan.ports[0].requests = Arc::new(requests);
+    snapshot
+}
+
+async fn lab(endpoints: &[Scripted], policy: ServicePolicy, requests: RequestPolicy) -> Lab {
+    let addrs = addrs(endpoints);
+    let lab = Lab::http(&addrs).await;
+    lab.lb.publish(with(&addrs, policy, requests));
+    lab
+}
+
+/// Clients that send GETs one after the other.
+async fn load(lab: &Lab, clients: usize, each: usize) {
+    let tasks: Vec<_> = (0..clients)
+        .map(|_| {
+            let addr = lab.addr;
+            tokio::spawn(async move {
+                let mut client = Client::connect(addr).await;
+                for _ in 0..each {
+                    client.get("/").await;
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+/// One GET on a connection of its own, from a certain address.
+async fn get_from(lab: &Lab, from: Ipv4Addr, headers: &[(&str, &str)]) -> (StatusCode, HeaderMap, String) {
+    let exchange = async {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(from.into(), 0)).unwrap();
+        let stream = socket.connect(lab.addr).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let mut request = Request::get("/").header("host", "web");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (head.status, head.headers, String::from_utf8_lossy(&body).into_owned())
+    };
+    tokio::time::timeout(PATIENCE, exchange).await.unwrap()
+}
+
+const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "{what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_endpoint_gets_little_traffic() {
+    let endpoints = Scripted::several::<3>().await;
+    endpoints[1].script.delay_ms.store(200, Relaxed);
+    let lab = lab(&endpoints, ServicePolicy::default(), RequestPolicy::default()).await;
+    load(&lab, 8, 100).await;
+    let slow = endpoints[1].served();
+    assert!(slow <= 80, "{slow} of 800 requests went to the slow endpoint");
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_fails_fast_gets_little_traffic() {
+    let endpoints = Scripted::several::<3>().await;
+    endpoints.iter().for_each(|endpoint| endpoint.script.delay_ms.store(5, Relaxed));
+    endpoints[1].script.delay_ms.store(0, Relaxed);
+    endpoints[1].set(503);
+    let lab = lab(&endpoints, ServicePolicy::default(), RequestPolicy::default()).await;
+    load(&lab, 8, 100).await;
+    let failing = endpoints[1].served();
+    assert!(failing <= 80, "{failing} of 800 requests went to the failing endpoint");
+    lab.stop().await;
+}
+
+fn outlier() -> Outlier {
+    Outlier {
+        consecutive_errors: 3,
+        failure_percent: None,
+        minimum_requests: 10,
+        interval: Duration::from_secs(10),
+        base_ejection: Duration::from_secs(1),
+        max_ejection: Duration::from_secs(10),
+        max_ejected_percent: 50,
+        panic_percent: 0,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_fails_is_ejected_and_returns() {
+    let endpoints = Scripted::several::<3>().await;
+    let policy =
+        ServicePolicy { algorithm: Some(Algorithm::RoundRobin), outlier: Some(outlier()), ..ServicePolicy::default() };
+    let lab = lab(&endpoints, policy, RequestPolicy::default()).await;
+    endpoints[0].set(500);
+    let mut client = Client::connect(lab.addr).await;
+    let started = Instant::now();
+    for _ in 0..60 {
+        client.get("/").await;
+    }
+    // On a very slow machine the second ejection may have begun.
+    let turns = 1 + started.elapsed().as_secs();
+    assert!(endpoints[0].served() <= 3 * turns, "{} requests to an endpoint that fails", endpoints[0].served());
+    endpoints[0].set(200);
+    let before = endpoints[0].served();
+    until("it gets traffic again", async || {
+        Client::connect(lab.addr).await.get("/").await;
+        endpoints[0].served() >= before + 5
+    })
+    .await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_active_check_takes_an_endpoint_out_and_in() {
+    let endpoints = Scripted::several::<2>().await;
+    let check = HealthCheck {
+        probe: Probe::Http { path: "/healthz".into(), host: None, statuses: vec![(200, 299)] },
+        port: None,
+        interval: Duration::from_millis(100),
+        timeout: Duration::from_secs(5),
+        healthy_threshold: 2,
+        unhealthy_threshold: 2,
+    };
+    let lab = lab(
+        &endpoints,
+        ServicePolicy { health_check: Some(check), ..ServicePolicy::default() },
+        RequestPolicy::default(),
+    )
+    .await;
+    until("both are checked", async || endpoints.iter().all(|e| e.script.checks.load(Relaxed) >= 2)).await;
+    load(&lab, 1, 10).await;
+    assert!(endpoints.iter().all(|endpoint| endpoint.served() >= 3));
+    endpoints[0].script.health.store(503, Relaxed);
+    until("it gets nothing any more", async || {
+        let before = endpoints[0].served();
+        load(&lab, 1, 20).await;
+        endpoints[0].served() == before
+    })
+    .await;
+    endpoints[0].script.health.store(204, Relaxed);
+    until("it is used again", async || {
+        let before = endpoints[0].served();
+        load(&lab, 1, 4).await;
+        endpoints[0].served() > before
+    })
+    .await;
+    // A check that is no longer wanted leaves nothing behind.
+    endpoints[1].script.health.store(500, Relaxed);
+    until("it is out", async || {
+        let before = endpoints[1].served();
+        load(&lab, 1, 20).await;
+        endpoints[1].served() == before
+    })
+    .await;
+    lab.lb.publish(with(&addrs(&endpoints), ServicePolicy::default(), RequestPolicy::default()));
+    until("it is back", async || {
+        let before = endpoints[1].served();
+        load(&lab, 1, 4).await;
+        endpoints[1].served() > before
+    })
+    .await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_and_tcp_checks_ask_what_they_should() {
+    // Answers that it is not serving, then that it is.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let grpc_port = listener.local_addr().unwrap().port();
+    let serving = Arc::new(AtomicU16::new(2));
+    let answer = serving.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                    let head = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+                    let mut send = respond.send_response(head, false).unwrap();
+                    let status = answer.load(Relaxed) as u8;
+                    send.send_data(Bytes::copy_from_slice(&[0, 0, 0, 0, 2, 8, status]), false).unwrap();
+                    let mut trailers = HeaderMap::new();
+                    trailers.insert("grpc-status", "0".parse().unwrap());
+                    send.send_trailers(trailers).unwrap();
+                }
+            });
+        }
+    });
+    let endpoints = Scripted::several::<2>().await;
+    let check = HealthCheck {
+        probe: Probe::Grpc { service: "shop".into(), host: None },
+        port: Some(grpc_port),
+        interval: Duration::from_millis(100),
+        timeout: Duration::from_secs(5),
+        healthy_threshold: 1,
+        unhealthy_threshold: 1,
+    };
+    let policy = |check: &HealthCheck| ServicePolicy { health_check: Some(check.clone()), ..ServicePolicy::default() };
+    let lab = lab(&endpoints, policy(&check), RequestPolicy::default()).await;
+    // Both have the same port for checks, so both fail, and traffic goes on as if all were well.
+    load(&lab, 1, 10).await;
+    serving.store(1, Relaxed);
+    // A port that nobody listens on fails.
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let tcp = HealthCheck { probe: Probe::Tcp, port: None, ..check };
+    lab.lb.publish(with(&[endpoints[0].addr, closed], policy(&tcp), RequestPolicy::default()));
+    until("connect failures end", async || {
+        let before = lab.totals().connect_failures;
+        load(&lab, 1, 10).await;
+        lab.totals().connect_failures == before
+    })
+    .await;
+    lab.stop().await;
+}
+
+fn limited(queue: Option<Queue>) -> ServicePolicy {
+    let limits = InFlightLimits { requests: Some(1), ..InFlightLimits::default() };
+    ServicePolicy { limits, queue, ..ServicePolicy::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_over_the_limit_is_refused_or_waits() {
+    let endpoints = Scripted::several::<1>().await;
+    let lab = lab(&endpoints, limited(None), RequestPolicy::default()).await;
+    endpoints[0].script.delay_ms.store(400, Relaxed);
+    let addr = lab.addr;
+    let occupy = async || {
+        let before = endpoints[0].served();
+        let first = tokio::spawn(async move { Client::connect(addr).await.get("/").await.0 });
+        until("the first is in flight", async || endpoints[0].served() > before).await;
+        first
+    };
+    let first = occupy().await;
+    let (status, headers, _) = get_from(&lab, HERE, &[]).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(headers["retry-after"], "1");
+    assert_eq!(first.await.unwrap(), StatusCode::OK);
+    // With a queue the second waits; the third finds it full.
+    let queue = Queue { max_depth: 1, timeout: Duration::from_secs(15), classes: vec![] };
+    lab.lb.publish(with(&addrs(&endpoints), limited(Some(queue)), RequestPolicy::default()));
+    let first = occupy().await;
+    let second = tokio::spawn(async move { Client::connect(addr).await.get("/").await.0 });
+    until("the queue is full", async || get_from(&lab, HERE, &[]).await.0 == StatusCode::SERVICE_UNAVAILABLE).await;
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), (StatusCode::OK, StatusCode::OK));
+    lab.stop().await;
+}
+
+fn rate_limit(id: &str, per: RatePer, requests: u32, shared: bool) -> RequestPolicy {
+    let limit = RateLimit {
+        id: id.into(),
+        name: "few".into(),
+        per,
+        requests,
+        interval: Duration::from_secs(3_600),
+        burst: requests,
+        shared,
+    };
+    RequestPolicy { rate_limits: vec![limit], ..RequestPolicy::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_ask_too_often_are_told_to_wait() {
+    let endpoints = Scripted::several::<1>().await;
+    let requests = rate_limit("d/p/0/s", RatePer::ClientIp, 3, false);
+    let lab = lab(&endpoints, ServicePolicy::default(), requests.clone()).await;
+    for _ in 0..3 {
+        assert_eq!(get_from(&lab, HERE, &[]).await.0, StatusCode::OK);
+    }
+    let (status, headers, text) = get_from(&lab, HERE, &[]).await;
+    assert_eq!((status, &*text), (StatusCode::TOO_MANY_REQUESTS, "429: rate limit few is exceeded\n"));
+    let wait: u64 = headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=1_200).contains(&wait), "{wait}");
+    assert_eq!(get_from(&lab, Ipv4Addr::new(127, 0, 0, 2), &[]).await.0, StatusCode::OK, "others may");
+    // A change elsewhere does not refill the bucket.
+    lab.lb.publish(with(
+        &addrs(&endpoints),
+        ServicePolicy { client_ip_affinity: Some(PATIENCE), ..ServicePolicy::default() },
+        requests,
+    ));
+    assert_eq!(get_from(&lab, HERE, &[]).await.0, StatusCode::TOO_MANY_REQUESTS);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cookie_keeps_a_client_on_its_endpoint() {
+    let endpoints = Scripted::several::<4>().await;
+    let policy = ServicePolicy {
+        algorithm: Some(Algorithm::Maglev),
+        hash_on: vec![HashSource::Cookie("lb".into(), "/".into(), None)],
+        ..ServicePolicy::default()
+    };
+    let lab = lab(&endpoints, policy, RequestPolicy::default()).await;
+    let mut used = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        let (_, headers, first) = get_from(&lab, HERE, &[]).await;
+        let cookie = headers["set-cookie"].to_str().unwrap().split(';').next().unwrap();
+        assert!(cookie.starts_with("lb="), "{cookie}");
+        for _ in 0..3 {
+            let (_, headers, again) = get_from(&lab, HERE, &[("cookie", cookie)]).await;
+            assert_eq!(again, first);
+            assert!(!headers.contains_key("set-cookie"), "it is made once");
+        }
+        used.insert(first);
+    }
+    assert!(used.len() >= 3, "clients spread: {used:?}");
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_endpoint_starts_slowly() {
+    let endpoints = Scripted::several::<3>().await;
+    let window = Duration::from_secs(8);
+    let policy = || ServicePolicy {
+        algorithm: Some(Algorithm::RoundRobin),
+        slow_start: Some((window, 5)),
+        ..ServicePolicy::default()
+    };
+    let lab = lab(&endpoints[..2], policy(), RequestPolicy::default()).await;
+    tokio::time::sleep(window).await;
+    lab.lb.publish(with(&addrs(&endpoints), policy(), RequestPolicy::default()));
+    let started = Instant::now();
+    let mut client = Client::connect(lab.addr).await;
+    let mut total = 0;
+    while started.elapsed() < window / 8 {
+        client.get("/").await;
+        total += 1;
+    }
+    let new = endpoints[2].served();
+    assert!(new * 5 <= total, "{new} of {total} requests went to the new endpoint");
+    tokio::time::sleep(window).await;
+    let before = endpoints[2].served();
+    load(&lab, 1, 30).await;
+    assert_eq!(endpoints[2].served() - before, 10, "grown up");
+    lab.stop().await;
+}
+
+/// A snapshot with endpoints in these zones and regions, and us in the first.
+fn place(endpoints: &[Scripted], policy: ServicePolicy, places: &[(&str, &str)]) -> Snapshot {
+    let mut snapshot = with(&addrs(endpoints), policy, RequestPolicy::default());
+    let plan = Arc::make_mut(snapshot.services.get_mut(&key()).unwrap());
+    let mut plans = plan.ports[0].external.to_vec();
+    for (endpoint, (zone, region)) in endpoints.iter().zip(places) {
+        let plan = plans.iter_mut().find(|plan| plan.addr == endpoint.addr).unwrap();
+        (plan.zone, plan.region) = (Some((*zone).into()), Some((*region).into()));
+    }
+    plan.ports[0].external = plans.into();
+    let (zone, region) = places[0];
+    snapshot.node = NodePlan { zone: Some(zone.into()), region: Some(region.into()), ..NodePlan::default() };
+    snapshot
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traffic_stays_in_the_zone_until_it_fails() {
+    let endpoints = Scripted::several::<3>().await;
+    let lab = Lab::http(&addrs(&endpoints)).await;
+    let locality = Locality { prefer: Prefer::Zone, ..Locality::default() };
+    let policy = ServicePolicy { locality, ..ServicePolicy::default() };
+    lab.lb.publish(place(&endpoints, policy, &[("a", "x"), ("a", "x"), ("b", "x")]));
+    load(&lab, 1, 30).await;
+    assert_eq!(endpoints[2].served(), 0);
+    assert!(endpoints[0].served() > 0 && endpoints[1].served() > 0);
+    endpoints[0].kill.cancel();
+    endpoints[1].kill.cancel();
+    let mut client = Client::connect(lab.addr).await;
+    for _ in 0..30 {
+        assert_eq!(client.get("/").await, (StatusCode::OK, "e2".to_owned()));
+    }
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_go_to_the_region_nearest_to_them_as_the_database_says_now() {
+    let endpoints = Scripted::several::<2>().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("city.mmdb");
+    let (paris, tokyo) = (Ipv4Addr::new(127, 0, 0, 11), Ipv4Addr::new(127, 0, 0, 12));
+    std::fs::write(&path, mmdb::database(&[(paris, 48.9, 2.3), (tokyo, 35.7, 139.7)])).unwrap();
+    let database = path.clone();
+    let lab = Lab::start("http", &addrs(&endpoints), |config| config.geo_database = Some(database)).await;
+    let regions: Arc<[_]> = [("frankfurt".into(), 50.1, 8.7), ("osaka".into(), 34.7, 135.5)].into();
+    let locality = Locality { prefer: Prefer::Nearest(regions), ..Locality::default() };
+    let policy = ServicePolicy { locality, ..ServicePolicy::default() };
+    lab.lb.publish(place(&endpoints, policy, &[("a", "frankfurt"), ("b", "osaka")]));
+    until("the database is loaded", async || get_from(&lab, tokyo, &[]).await.2 == "e1").await;
+    for _ in 0..5 {
+        assert_eq!(get_from(&lab, paris, &[]).await.2, "e0");
+        assert_eq!(get_from(&lab, tokyo, &[]).await.2, "e1");
+        assert_eq!(get_from(&lab, HERE, &[]).await.2, "e0", "of unknown place: where we are");
+    }
+    // The client moves; a broken file before that changes nothing.
+    std::fs::write(&path, b"not a database").unwrap();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(get_from(&lab, paris, &[]).await.2, "e0");
+    std::fs::write(&path, mmdb::database(&[(paris, 34.0, 135.0)])).unwrap();
+    until("the new database is loaded", async || get_from(&lab, paris, &[]).await.2 == "e1").await;
+    lab.stop().await;
+}
+
+/// Debian's redis-server on a port of its own.
+struct Redis {
+    process: std::process::Child,
+    url: String,
+}
+
+impl Redis {
+    async fn start() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let process = std::process::Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("redis-server is installed (scripts/setup test)");
+        until("Redis listens", async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await;
+        Self { process, url: format!("redis://127.0.0.1:{port}/") }
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_load_balancers_share_a_bucket_and_count_alone_when_redis_is_away() {
+    let mut redis = Redis::start().await;
+    let endpoints = Scripted::several::<1>().await;
+    let addrs = addrs(&endpoints);
+    let mut labs = Vec::new();
+    for _ in 0..2 {
+        let url = redis.url.clone();
+        labs.push(Lab::start("http", &addrs, |config| config.redis_url = Some(url)).await);
+    }
+    let publish = |id: &str| {
+        for lab in &labs {
+            lab.lb.publish(with(&addrs, ServicePolicy::default(), rate_limit(id, RatePer::Target, 40, true)));
+        }
+    };
+    let passed = async || {
+        let mut passed = [0; 2];
+        for _ in 0..60 {
+            for (lab, passed) in labs.iter().zip(&mut passed) {
+                *passed += u32::from(get_from(lab, HERE, &[]).await.0 == StatusCode::OK);
+            }
+        }
+        passed
+    };
+    // Once both are connected a bucket of 40 lets 40 through, together. Until then, and when Redis was too slow for a moment, each counts
+    // for itself; so more than one bucket may be needed to see it.
+    let round = AtomicU64::new(0);
+    until("they share", async || {
+        publish(&format!("d/p/{}/s", round.fetch_add(1, Relaxed)));
+        let passed = passed().await;
+        passed.iter().sum::<u32>() == 40 && passed.iter().all(|passed| *passed >= 10)
+    })
+    .await;
+    redis.process.kill().unwrap();
+    redis.process.wait().unwrap();
+    publish("d/p/away/s");
+    assert_eq!(passed().await, [40, 40]);
+    for lab in labs {
+        lab.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_addresses_stick_to_an_endpoint() {
+    let endpoints = Scripted::several::<4>().await;
+    let policy = ServicePolicy { client_ip_affinity: Some(Duration::from_secs(60)), ..ServicePolicy::default() };
+    let lab = lab(&endpoints, policy, RequestPolicy::default()).await;
+    let mut used = std::collections::BTreeSet::new();
+    for last in 1..=20 {
+        let client = Ipv4Addr::new(127, 0, 0, last);
+        assert!(IpAddr::from(client).is_loopback());
+        let first = get_from(&lab, client, &[]).await.2;
+        assert_eq!(get_from(&lab, client, &[]).await.2, first);
+        used.insert(first);
+    }
+    assert!(used.len() >= 3, "{used:?}");
+    lab.stop().await;
+}
