@@ -142,11 +142,15 @@ impl EndpointState {
         match outcome {
             // Prefer others for a while.
             Outcome::ConnectFailed => {
-                self.suspect_until_ms.store(now_ms + SUSPECT_TIME.as_millis() as u64, Relaxed);
-                availability::changed();
+                let before = self.suspect_until_ms.swap(now_ms + SUSPECT_TIME.as_millis() as u64, Relaxed);
+                // Backends that know already look again when the first suspicion ends.
+                if before <= now_ms {
+                    availability::changed();
+                }
             }
-            Outcome::Status(..) | Outcome::Connected(_) if self.suspect_until_ms.load(Relaxed) != 0 => {
-                self.suspect_until_ms.store(0, Relaxed);
+            Outcome::Status(..) | Outcome::Connected(_)
+                if self.suspect_until_ms.load(Relaxed) != 0 && self.suspect_until_ms.swap(0, Relaxed) > now_ms =>
+            {
                 availability::changed();
             }
             _ => {}
@@ -176,6 +180,7 @@ impl EndpointState {
     }
 
     /// Health now. A backend's policy may still use an ejected endpoint: see [`Backend::health`].
+    #[cfg_attr(not(test), expect(dead_code, reason = "for metrics and explanations"))]
     pub fn health(&self) -> Health {
         self.health_at(clock::ms(Instant::now())).0
     }

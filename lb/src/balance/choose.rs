@@ -69,7 +69,7 @@ impl<'a> Chooser<'a> {
         let last_resort = table.last_resort.filter(|_| table.groups.len() > 1);
         for need in [Need::Free, Need::Up, Need::Any] {
             let groups = near.iter().map(|group| usize::from(*group)).chain(last_resort);
-            let mut found = groups.filter_map(|group| self.from_group(table.groups.get(group)?, need));
+            let mut found = groups.filter_map(|group| self.pick_from(table.groups.get(group)?, need));
             if let Some(index) = found.next() {
                 return Some(index as usize);
             }
@@ -88,7 +88,7 @@ impl<'a> Chooser<'a> {
         locality::spill(counts, self.backend.policy.locality.spillover_percent, self.random() as u32)
     }
 
-    fn from_group(&self, group: &Group, need: Need) -> Option<u32> {
+    fn pick_from(&self, group: &Group, need: Need) -> Option<u32> {
         if group.members.is_empty() {
             return None;
         }

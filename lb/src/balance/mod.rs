@@ -119,6 +119,7 @@ impl Control {
     }
 
     /// For metrics.
+    #[expect(dead_code, reason = "for metrics")]
     pub fn limiters(&self) -> &[Arc<Limiter>] {
         &self.limiters
     }
@@ -134,8 +135,12 @@ pub(crate) async fn enter(rule: &Rule, backend: &Arc<Backend>, head: &impl Head)
     if rule.control.is_idle() && !limits_requests(&backend.policy.limits) {
         return Ok(Permit::default());
     }
-    for limiter in &rule.control.limiters {
-        limiter.check(head).await?;
+    for (at, limiter) in rule.control.limiters.iter().enumerate() {
+        if let Err(refusal) = limiter.check(head).await {
+            // One that is refused has cost nobody a token.
+            rule.control.limiters[..at].iter().for_each(|passed| passed.give_back(head));
+            return Err(refusal);
+        }
     }
     if let Some(budget) = &rule.control.budget {
         budget.request(clock::ms(Instant::now()));
@@ -195,6 +200,7 @@ fn class(classes: &[QueueClass], head: &impl Head) -> usize {
 
 /// The hash that the backend's policy takes from a request; `None`: the client's address. Where the policy hashes a cookie use
 /// [`affinity::of`], which also says what to give to clients without one.
+#[expect(dead_code, reason = "for protocols whose responses get no cookie")]
 pub(crate) fn hash_of(backend: &Backend, head: &impl Head) -> Option<u64> {
     affinity::of(backend, head, rand::random).hash
 }
@@ -218,6 +224,7 @@ pub(crate) fn may_retry(rule: &Rule, backend: &Backend, outcome: Outcome, idempo
 }
 
 /// Whether a slow request may get another rival, of which it has `rivals` already; takes it from the retry budget.
+#[cfg_attr(not(test), expect(dead_code, reason = "for hedging in the HTTP engine"))]
 pub(crate) fn may_hedge(rule: &Rule, rivals: u32) -> bool {
     rule.policy.hedging.is_some_and(|(_, most)| rivals < most) && spend(rule)
 }

@@ -69,6 +69,24 @@ impl Limiter {
         })
     }
 
+    /// Gives the token back that a request has taken which is refused for another reason.
+    pub fn give_back(&self, head: &impl Head) {
+        self.passed.fetch_sub(1, Relaxed);
+        let (key, now_ns) = (self.key(head), clock::ns(Instant::now()));
+        let shared = self.rule.shared && self.shared.is_there();
+        if self.rule.per == RatePer::Target && !shared {
+            self.whole.fetch_sub(self.rate.emission_ns, Relaxed);
+            return;
+        }
+        self.keys.with(&key, now_ns, |entry| {
+            if shared {
+                (entry.lease, entry.lease_end_ns) = (entry.lease.saturating_add(1), now_ns.saturating_add(LEASE_NS));
+            } else {
+                entry.bucket = entry.bucket.saturating_sub(self.rate.emission_ns);
+            }
+        });
+    }
+
     /// What the request's bucket is called. IPv6 clients are told apart by their /64, which is what one customer has.
     fn key<'h>(&self, head: &'h impl Head) -> Cow<'h, [u8]> {
         match &self.rule.per {

@@ -141,6 +141,7 @@ impl PortState {
     }
 
     /// In flight and waiting now: requests, connections, waiting requests.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for metrics"))]
     pub fn in_flight(&self) -> (u32, u32, u32) {
         (self.requests.active.load(Relaxed), self.connections.active.load(Relaxed), self.requests.waiting.load(Relaxed))
     }
@@ -175,6 +176,7 @@ impl Permit {
     }
 
     /// Time spent in the queue.
+    #[expect(dead_code, reason = "for the access log")]
     pub fn waited(&self) -> Duration {
         self.waited
     }

@@ -11,6 +11,9 @@ use super::turns::turns;
 use crate::policy::{Algorithm, Prefer, ServicePolicy};
 use crate::snapshot::{EndpointPlan, NodePlan};
 
+/// Name, degrees north and east.
+type Regions = Arc<[(Arc<str>, f64, f64)]>;
+
 /// Groups that an order can name.
 pub(super) const MAX_GROUPS: usize = MAX_REGIONS + 1;
 
@@ -25,7 +28,8 @@ pub(crate) struct Table {
     pub weights: Box<[u32]>,
     /// Group of endpoints of weight 0.
     pub last_resort: Option<usize>,
-    by_client: Option<(Arc<[(Arc<str>, f64, f64)]>, Arc<Geo>)>,
+    /// For `Nearest`.
+    by_client: Option<(Regions, Arc<Geo>)>,
     /// The group to begin with for a client of unknown place.
     home: u8,
 }
@@ -47,8 +51,12 @@ impl Table {
     pub fn new(plans: &[EndpointPlan], policy: &ServicePolicy, node: &NodePlan, geo: &Arc<Geo>) -> Self {
         let mut group_of: Box<[u8]> = plans.iter().map(|plan| group(&policy.locality, plan, node)).collect();
         let has_last_resort = group_of.contains(&LAST_RESORT);
-        // Distances that nobody is at get empty groups, so that a group's number says how far it is.
-        let near = group_of.iter().filter(|group| **group != LAST_RESORT).max().map_or(0, |max| usize::from(*max) + 1);
+        // Distances and regions that nobody is at get empty groups, so that a group's number says which it is.
+        let farthest = group_of.iter().filter(|group| **group != LAST_RESORT).max();
+        let near = match &policy.locality.prefer {
+            Prefer::Nearest(regions) => regions.len().min(MAX_REGIONS) + 1,
+            _ => farthest.map_or(0, |group| usize::from(*group) + 1),
+        };
         group_of.iter_mut().filter(|group| **group == LAST_RESORT).for_each(|group| *group = near as u8);
         let weights: Box<[u32]> = plans.iter().map(|plan| plan.weight.max(1)).collect();
         let groups = (0..near + usize::from(has_last_resort))

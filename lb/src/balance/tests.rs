@@ -483,6 +483,32 @@ fn retries_need_a_reason_and_a_budget() {
     assert!((7..=10).contains(&granted), "{granted}");
 }
 
+#[tokio::test]
+async fn a_request_needs_a_token_of_every_limit_and_loses_none_when_refused() {
+    let limit = |id: &str, per, requests| crate::policy::RateLimit {
+        id: id.into(),
+        name: id.into(),
+        per,
+        requests,
+        interval: Duration::from_secs(3_600),
+        burst: requests,
+        shared: false,
+    };
+    use crate::policy::RatePer::{ClientIp, Header, Target};
+    let rate_limits = vec![limit("all", Target, 3), limit("x", Header("x".into()), 3), limit("client", ClientIp, 1)];
+    let rule = rule(RequestPolicy { rate_limits, ..RequestPolicy::default() });
+    let backend = Arc::new(with_policy(&THREE, ServicePolicy::default(), |_| {}));
+    let from = |last| Request { client: IpAddr::from([192, 0, 2, last]), ..Request::default() };
+    assert!(enter(&rule, &backend, &from(1)).await.is_ok());
+    for _ in 0..5 {
+        let refused = enter(&rule, &backend, &from(1)).await.expect_err("its own limit");
+        assert!(matches!(refused, Refusal::RateLimited { limit, .. } if &*limit == "client"));
+    }
+    assert!(enter(&rule, &backend, &from(2)).await.is_ok() && enter(&rule, &backend, &from(3)).await.is_ok());
+    let refused = enter(&rule, &backend, &from(4)).await.expect_err("the limit of all");
+    assert!(matches!(refused, Refusal::RateLimited { limit, .. } if &*limit == "all"));
+}
+
 #[test]
 fn retry_after_is_whole_seconds_and_never_none() {
     let limit = |retry_after| Refusal::RateLimited { limit: "l".into(), retry_after }.answer();

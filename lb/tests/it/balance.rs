@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Empty, Full};
@@ -28,6 +28,8 @@ struct Scripted {
 struct Script {
     status: AtomicU16,
     delay_ms: AtomicU64,
+    /// Keeps requests waiting.
+    hold: AtomicBool,
     health: AtomicU16,
     served: AtomicU64,
     checks: AtomicU64,
@@ -35,7 +37,11 @@ struct Script {
 
 impl Scripted {
     async fn start(name: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(name, HERE).await
+    }
+
+    async fn start_at(name: &'static str, ip: Ipv4Addr) -> Self {
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let script = Arc::new(Script { status: 200.into(), health: 200.into(), ..Script::default() });
         let kill = tokio_util::sync::CancellationToken::new();
@@ -97,6 +103,9 @@ async fn answer(request: Request<hyper::body::Incoming>, name: &'static str, scr
     script.served.fetch_add(1, Relaxed);
     *response.status_mut() = StatusCode::from_u16(script.status.load(Relaxed)).unwrap();
     tokio::time::sleep(Duration::from_millis(script.delay_ms.load(Relaxed))).await;
+    while script.hold.load(Relaxed) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     Ok(response)
 }
 
@@ -285,21 +294,70 @@ async fn an_active_check_takes_an_endpoint_out_and_in() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn grpc_and_tcp_checks_ask_what_they_should() {
-    // Answers that it is not serving, then that it is.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let grpc_port = listener.local_addr().unwrap().port();
-    let serving = Arc::new(AtomicU16::new(2));
-    let answer = serving.clone();
+    // Two endpoints at two addresses, whose health is asked for on another port.
+    let endpoints = [Scripted::start_at("e0", HERE).await, Scripted::start_at("e1", Ipv4Addr::new(127, 0, 0, 2)).await];
+    let first = TcpListener::bind((HERE, 0)).await.unwrap();
+    let port = first.local_addr().unwrap().port();
+    let second = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 2), port)).await.unwrap();
+    let serving = grpc_health(first);
+    let _other = grpc_health(second);
+    serving.store(2, Relaxed);
+    let check = HealthCheck {
+        probe: Probe::Grpc { service: "shop".into(), host: None },
+        port: Some(port),
+        interval: Duration::from_millis(100),
+        timeout: Duration::from_secs(5),
+        healthy_threshold: 1,
+        unhealthy_threshold: 1,
+    };
+    let policy = |check: &HealthCheck| ServicePolicy { health_check: Some(check.clone()), ..ServicePolicy::default() };
+    let lab = lab(&endpoints, policy(&check), RequestPolicy::default()).await;
+    until("one that is not serving is out", async || {
+        let before = endpoints[0].served();
+        load(&lab, 1, 20).await;
+        endpoints[0].served() == before
+    })
+    .await;
+    serving.store(1, Relaxed);
+    until("it is back", async || {
+        let before = endpoints[0].served();
+        load(&lab, 1, 4).await;
+        endpoints[0].served() > before
+    })
+    .await;
+    // A port that nobody listens on fails.
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let tcp = HealthCheck { probe: Probe::Tcp, port: None, ..check };
+    lab.lb.publish(with(&[endpoints[0].addr, closed], policy(&tcp), RequestPolicy::default()));
+    until("connect failures end", async || {
+        let before = lab.totals().connect_failures;
+        load(&lab, 1, 10).await;
+        // Longer than an endpoint that refused a connection is avoided without checks.
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        load(&lab, 1, 10).await;
+        lab.totals().connect_failures == before
+    })
+    .await;
+    lab.stop().await;
+}
+
+/// A server of `grpc.health.v1` that answers with the status that is returned; 1 is serving.
+fn grpc_health(listener: TcpListener) -> Arc<AtomicU16> {
+    let status = Arc::new(AtomicU16::new(1));
+    let shared = status.clone();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let answer = answer.clone();
+            let status = shared.clone();
             tokio::spawn(async move {
                 let mut connection = h2::server::handshake(stream).await.unwrap();
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
                     assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                    let mut body = request.into_body();
+                    let asked = body.data().await.unwrap().unwrap();
+                    assert_eq!(&asked[..], b"\0\0\0\0\x06\x0a\x04shop");
                     let head = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
                     let mut send = respond.send_response(head, false).unwrap();
-                    let status = answer.load(Relaxed) as u8;
+                    let status = status.load(Relaxed) as u8;
                     send.send_data(Bytes::copy_from_slice(&[0, 0, 0, 0, 2, 8, status]), false).unwrap();
                     let mut trailers = HeaderMap::new();
                     trailers.insert("grpc-status", "0".parse().unwrap());
@@ -308,31 +366,7 @@ async fn grpc_and_tcp_checks_ask_what_they_should() {
             });
         }
     });
-    let endpoints = Scripted::several::<2>().await;
-    let check = HealthCheck {
-        probe: Probe::Grpc { service: "shop".into(), host: None },
-        port: Some(grpc_port),
-        interval: Duration::from_millis(100),
-        timeout: Duration::from_secs(5),
-        healthy_threshold: 1,
-        unhealthy_threshold: 1,
-    };
-    let policy = |check: &HealthCheck| ServicePolicy { health_check: Some(check.clone()), ..ServicePolicy::default() };
-    let lab = lab(&endpoints, policy(&check), RequestPolicy::default()).await;
-    // Both have the same port for checks, so both fail, and traffic goes on as if all were well.
-    load(&lab, 1, 10).await;
-    serving.store(1, Relaxed);
-    // A port that nobody listens on fails.
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let tcp = HealthCheck { probe: Probe::Tcp, port: None, ..check };
-    lab.lb.publish(with(&[endpoints[0].addr, closed], policy(&tcp), RequestPolicy::default()));
-    until("connect failures end", async || {
-        let before = lab.totals().connect_failures;
-        load(&lab, 1, 10).await;
-        lab.totals().connect_failures == before
-    })
-    .await;
-    lab.stop().await;
+    status
 }
 
 fn limited(queue: Option<Queue>) -> ServicePolicy {
@@ -344,26 +378,30 @@ fn limited(queue: Option<Queue>) -> ServicePolicy {
 async fn what_is_over_the_limit_is_refused_or_waits() {
     let endpoints = Scripted::several::<1>().await;
     let lab = lab(&endpoints, limited(None), RequestPolicy::default()).await;
-    endpoints[0].script.delay_ms.store(400, Relaxed);
     let addr = lab.addr;
-    let occupy = async || {
-        let before = endpoints[0].served();
-        let first = tokio::spawn(async move { Client::connect(addr).await.get("/").await.0 });
-        until("the first is in flight", async || endpoints[0].served() > before).await;
-        first
-    };
-    let first = occupy().await;
+    let get = || tokio::spawn(async move { Client::connect(addr).await.get("/").await.0 });
+    let hold = &endpoints[0].script.hold;
+    hold.store(true, Relaxed);
+    let first = get();
+    until("the first is in flight", async || endpoints[0].served() == 1).await;
     let (status, headers, _) = get_from(&lab, HERE, &[]).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(headers["retry-after"], "1");
+    hold.store(false, Relaxed);
     assert_eq!(first.await.unwrap(), StatusCode::OK);
-    // With a queue the second waits; the third finds it full.
-    let queue = Queue { max_depth: 1, timeout: Duration::from_secs(15), classes: vec![] };
+    // With a queue for one: of two more one waits and one is refused at once.
+    let queue = Queue { max_depth: 1, timeout: PATIENCE, classes: vec![] };
     lab.lb.publish(with(&addrs(&endpoints), limited(Some(queue)), RequestPolicy::default()));
-    let first = occupy().await;
-    let second = tokio::spawn(async move { Client::connect(addr).await.get("/").await.0 });
-    until("the queue is full", async || get_from(&lab, HERE, &[]).await.0 == StatusCode::SERVICE_UNAVAILABLE).await;
-    assert_eq!((first.await.unwrap(), second.await.unwrap()), (StatusCode::OK, StatusCode::OK));
+    hold.store(true, Relaxed);
+    let first = get();
+    until("the first is in flight", async || endpoints[0].served() == 2).await;
+    let (refused, waiting) = match futures::future::select(get(), get()).await {
+        futures::future::Either::Left(done) | futures::future::Either::Right(done) => done,
+    };
+    assert_eq!(refused.unwrap(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(endpoints[0].served(), 2);
+    hold.store(false, Relaxed);
+    assert_eq!((first.await.unwrap(), waiting.await.unwrap()), (StatusCode::OK, StatusCode::OK));
     lab.stop().await;
 }
 
@@ -499,7 +537,9 @@ async fn clients_go_to_the_region_nearest_to_them_as_the_database_says_now() {
     std::fs::write(&path, mmdb::database(&[(paris, 48.9, 2.3), (tokyo, 35.7, 139.7)])).unwrap();
     let database = path.clone();
     let lab = Lab::start("http", &addrs(&endpoints), |config| config.geo_database = Some(database)).await;
-    let regions: Arc<[_]> = [("frankfurt".into(), 50.1, 8.7), ("osaka".into(), 34.7, 135.5)].into();
+    // Nobody is in Paris itself.
+    let regions = [("paris".into(), 48.9, 2.3), ("frankfurt".into(), 50.1, 8.7), ("osaka".into(), 34.7, 135.5)];
+    let regions: Arc<[_]> = regions.into();
     let locality = Locality { prefer: Prefer::Nearest(regions), ..Locality::default() };
     let policy = ServicePolicy { locality, ..ServicePolicy::default() };
     lab.lb.publish(place(&endpoints, policy, &[("a", "frankfurt"), ("b", "osaka")]));
