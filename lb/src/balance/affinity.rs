@@ -19,8 +19,9 @@ pub(crate) struct Affinity {
     pub set_cookie: Option<String>,
 }
 
-/// See [`Affinity`]. `random` makes a new cookie's value; it is called once at most.
-pub(crate) fn of(backend: &Backend, head: &impl Head, random: impl FnOnce() -> u128) -> Affinity {
+/// See [`Affinity`]. `https` says whether the client came by TLS, so that its cookie is kept to TLS; `random` makes a new cookie's value
+/// and is called once at most.
+pub(crate) fn of(backend: &Backend, head: &impl Head, https: bool, random: impl FnOnce() -> u128) -> Affinity {
     let hashes = matches!(backend.policy.algorithm, Some(Algorithm::RingHash | Algorithm::Maglev));
     if !hashes || backend.policy.client_ip_affinity.is_some() {
         return Affinity::default();
@@ -48,7 +49,10 @@ pub(crate) fn of(backend: &Backend, head: &impl Head, random: impl FnOnce() -> u
                 }
                 let value = format!("{:032x}", random());
                 let age = ttl.map(|ttl| format!("; Max-Age={}", ttl.as_secs())).unwrap_or_default();
-                let set_cookie = format!("{name}={value}; Path={path}{age}; HttpOnly; SameSite=Lax");
+                let set_cookie = format!(
+                    "{name}={value}; Path={path}{age}; HttpOnly; SameSite=Lax{}",
+                    if https { "; Secure" } else { "" }
+                );
                 return Affinity { hash: Some(hash(&value)), set_cookie: Some(set_cookie) };
             }
         }
@@ -90,7 +94,7 @@ mod tests {
 
     fn affinity(sources: Vec<HashSource>, request: &Request) -> Affinity {
         let policy = ServicePolicy { algorithm: Some(Algorithm::Maglev), hash_on: sources, ..ServicePolicy::default() };
-        of(&with_policy(&["10.0.0.1:1"], policy, |_| {}), request, || 0xabc)
+        of(&with_policy(&["10.0.0.1:1"], policy, |_| {}), request, false, || 0xabc)
     }
 
     fn request(headers: &[(&'static str, &'static str)], query: Option<&'static str>) -> Request {

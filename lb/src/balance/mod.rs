@@ -202,7 +202,7 @@ fn class(classes: &[QueueClass], head: &impl Head) -> usize {
 /// [`affinity::of`], which also says what to give to clients without one.
 #[expect(dead_code, reason = "for protocols whose responses get no cookie")]
 pub(crate) fn hash_of(backend: &Backend, head: &impl Head) -> Option<u64> {
-    affinity::of(backend, head, rand::random).hash
+    affinity::of(backend, head, false, rand::random).hash
 }
 
 /// Whether one more attempt may be made for a request of `rule` after `outcome`; takes it from the retry budget. Where retries in

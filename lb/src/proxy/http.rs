@@ -297,7 +297,7 @@ impl Conn<'_> {
             Ok(permit) => permit,
             Err(refusal) => return self.turn_away(&refusal, request, record).await,
         };
-        let affinity = affinity::of(backend, &head, rand::random);
+        let affinity = affinity::of(backend, &head, false, rand::random);
         let add_fields = affinity.set_cookie.map(|cookie| format!("set-cookie: {cookie}\r\n")).unwrap_or_default();
         let mut outcome = Outcome::ConnectFailed;
         for attempt in 0..MAX_ATTEMPTS {

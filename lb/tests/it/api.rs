@@ -280,6 +280,8 @@ async fn endpoints_that_are_left_out_are_told_of() {
     let [good] = endpoints::<1>().await;
     let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let api = Api::default();
+    api.put("services", service(json!({})));
+    api.put("endpointslices", slice(&[good.addr]));
     let lb = scaleup_lb::build(config(), &mut prometheus_client::registry::Registry::default());
     let shutdown = CancellationToken::new();
     let running = tokio::spawn({
@@ -294,7 +296,7 @@ async fn endpoints_that_are_left_out_are_told_of() {
         healthy_threshold: 1,
         unhealthy_threshold: 1,
     };
-    // As the compiler of policies would; published again because the empty lists of the API may come in between.
+    // As the compiler of policies would; published again because what the API knows may come in between.
     let mut snapshot = snapshot("http", &[good.addr, dead], json!({}));
     let plan = Arc::make_mut(snapshot.services.get_mut(&key()).unwrap());
     plan.ports[0].policy = Arc::new(ServicePolicy { health_check: Some(check), ..ServicePolicy::default() });
@@ -308,7 +310,7 @@ async fn endpoints_that_are_left_out_are_told_of() {
     let events = api.0.lock().events.clone();
     let event = events.iter().find(|event| event["reason"] == "EndpointsLeftOut").unwrap();
     assert_eq!(event["note"], format!("Endpoints get no traffic: {dead} (fails its health check)."));
-    assert_eq!((&event["type"], &event["regarding"]["uid"]), (&json!("Warning"), &json!("u")));
+    assert_eq!((&event["type"], &event["regarding"]["name"]), (&json!("Warning"), &json!("web")));
     shutdown.cancel();
     tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap();
 }
