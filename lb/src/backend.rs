@@ -4,15 +4,21 @@
 //! the round-robin position) is shared by `Arc` from one backend to the next. Counters are sharded by proxy thread:
 //! only the owning thread writes its shard, so no write needs a locked instruction.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use crate::balance::{Choice, Outcome};
-use crate::policy::ServicePolicy;
+use crate::balance::availability::{self, Availability};
+use crate::balance::choose::Chooser;
+use crate::balance::latency::Latency;
+use crate::balance::outlier::Passive;
+use crate::balance::state::PortState;
+use crate::balance::table::Table;
+use crate::balance::{Choice, Outcome, clock};
+use crate::policy::{Algorithm, ServicePolicy};
 use crate::snapshot::{AppProtocol, ServiceKey};
 use crate::stats::{PodUsage, ServiceStats, Shards, add, sub};
 
@@ -24,6 +30,19 @@ const SUSPECT_TIME: Duration = Duration::from_secs(1);
 #[repr(align(128))]
 pub(crate) struct EndpointShard {
     in_flight: AtomicU64,
+}
+
+/// Whether an endpoint may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// Nothing speaks against it.
+    Healthy,
+    /// It refused a connection a moment ago: others are preferred.
+    Suspect,
+    /// It failed too many requests and is left out for a while.
+    Ejected,
+    /// An active health check fails.
+    Failing,
 }
 
 /// What is known about one address, across snapshots.
@@ -39,6 +58,17 @@ pub(crate) struct EndpointState {
     removed: AtomicBool,
     /// Milliseconds on the process clock until which the endpoint is avoided; 0: healthy.
     suspect_until_ms: AtomicU64,
+    /// Of responses, and of connections.
+    responses: Latency,
+    connections: Latency,
+    /// Ejection by users' requests.
+    pub passive: Passive,
+    /// It is sent requests, not only connections.
+    answers: AtomicBool,
+    /// Active checks that fail now.
+    failing_checks: AtomicU32,
+    /// Since when it has been in use, for slow start.
+    since_ms: AtomicU64,
 }
 
 impl EndpointState {
@@ -50,6 +80,12 @@ impl EndpointState {
             shards: Shards::new(threads),
             removed: AtomicBool::new(false),
             suspect_until_ms: AtomicU64::new(0),
+            responses: Latency::default(),
+            connections: Latency::default(),
+            passive: Passive::default(),
+            answers: AtomicBool::new(false),
+            failing_checks: AtomicU32::new(0),
+            since_ms: AtomicU64::new(clock::ms(Instant::now())),
         }
     }
 
@@ -79,29 +115,109 @@ impl EndpointState {
         self.removed.load(Relaxed)
     }
 
-    /// Learns from an attempt on proxy thread `thread`.
-    pub fn report(&self, policy: &ServicePolicy, outcome: Outcome, thread: usize) {
-        let _ = (policy, thread);
+    /// Learns from an attempt that has just ended. `_thread` is the proxy thread.
+    pub fn report(&self, policy: &ServicePolicy, outcome: Outcome, _thread: usize) {
+        self.report_at(policy, outcome, Instant::now());
+    }
+
+    /// Learns from an attempt that ended at `now`.
+    pub fn report_at(&self, policy: &ServicePolicy, outcome: Outcome, now: Instant) {
+        let now_ms = clock::ms(now);
+        let failed = match outcome {
+            Outcome::Status(status, latency) => {
+                let failed = status >= 500;
+                self.responses.record(Some(latency), failed, now_ms);
+                failed
+            }
+            Outcome::Connected(latency) => {
+                self.connections.record(Some(latency), false, now_ms);
+                false
+            }
+            Outcome::ConnectFailed | Outcome::Reset | Outcome::TimedOut => {
+                self.responses.record(None, true, now_ms);
+                self.connections.record(None, true, now_ms);
+                true
+            }
+        };
         match outcome {
             // Prefer others for a while.
             Outcome::ConnectFailed => {
-                self.suspect_until_ms.store(clock_ms() + SUSPECT_TIME.as_millis() as u64, Relaxed);
+                let before = self.suspect_until_ms.swap(now_ms + SUSPECT_TIME.as_millis() as u64, Relaxed);
+                // Backends that know already look again when the first suspicion ends.
+                if before <= now_ms {
+                    availability::changed();
+                }
             }
-            _ if self.suspect_until_ms.load(Relaxed) != 0 => self.suspect_until_ms.store(0, Relaxed),
+            Outcome::Status(..) | Outcome::Connected(_)
+                if self.suspect_until_ms.load(Relaxed) != 0 && self.suspect_until_ms.swap(0, Relaxed) > now_ms =>
+            {
+                availability::changed();
+            }
             _ => {}
+        }
+        // Where answers are expected, that a connection could be made says nothing about them: failures in a row go on.
+        let telling = !matches!(outcome, Outcome::Connected(_)) || !self.answers.load(Relaxed);
+        if matches!(outcome, Outcome::Status(..) | Outcome::Reset | Outcome::TimedOut) && !self.answers.load(Relaxed) {
+            self.answers.store(true, Relaxed);
+        }
+        if let Some(outlier) = policy.outlier.as_ref().filter(|_| telling)
+            && self.passive.record(outlier, failed, now_ms)
+        {
+            // When it returns it starts slowly again.
+            self.since_ms.store(self.passive.ejection_ms().1, Relaxed);
+            availability::changed();
         }
     }
 
-    fn is_suspect(&self) -> bool {
-        let until = self.suspect_until_ms.load(Relaxed);
-        until != 0 && clock_ms() < until
+    /// An active check has begun to fail, or (`false`) has succeeded again or is no longer made.
+    pub fn set_check_failing(&self, failing: bool, now: Instant) {
+        if failing {
+            self.failing_checks.fetch_add(1, Relaxed);
+        } else if self.failing_checks.fetch_sub(1, Relaxed) == 1 {
+            self.since_ms.store(clock::ms(now), Relaxed);
+        }
+        availability::changed();
+    }
+
+    /// Health now. A backend's policy may still use an ejected endpoint: see [`Backend::health`].
+    #[cfg_attr(not(test), expect(dead_code, reason = "for metrics and explanations"))]
+    pub fn health(&self) -> Health {
+        self.health_at(clock::ms(Instant::now())).0
+    }
+
+    /// Health at a time, and when it changes by itself.
+    pub fn health_at(&self, now_ms: u64) -> (Health, u64) {
+        if self.failing_checks.load(Relaxed) > 0 {
+            return (Health::Failing, u64::MAX);
+        }
+        if self.passive.is_ejected(now_ms) {
+            return (Health::Ejected, self.passive.ejection_ms().1);
+        }
+        let suspect_until = self.suspect_until_ms.load(Relaxed);
+        if now_ms < suspect_until { (Health::Suspect, suspect_until) } else { (Health::Healthy, u64::MAX) }
+    }
+
+    /// What responses (or with `tcp` connections) cost lately.
+    pub fn latency(&self, tcp: bool) -> &Latency {
+        if tcp { &self.connections } else { &self.responses }
+    }
+
+    /// Since when it has been in use, in milliseconds of [`clock`].
+    pub fn since_ms(&self) -> u64 {
+        self.since_ms.load(Relaxed)
     }
 }
 
-/// Milliseconds since the first call; only differences matter.
-fn clock_ms() -> u64 {
-    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_millis() as u64 + 1
+/// What a backend is, beside its endpoints.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub service: ServiceKey,
+    pub port: u16,
+    pub app: AppProtocol,
+    pub policy: Arc<ServicePolicy>,
+    /// What survives snapshots.
+    pub state: Arc<PortState>,
+    pub stats: Arc<ServiceStats>,
 }
 
 /// The endpoints of one Service port and how to choose among them. Immutable.
@@ -112,9 +228,11 @@ pub(crate) struct Backend {
     pub app: AppProtocol,
     pub endpoints: Box<[Arc<EndpointState>]>,
     pub policy: Arc<ServicePolicy>,
-    /// Next round-robin turn, shared over threads and snapshots so that turns are exact.
-    pub turn: Arc<AtomicUsize>,
+    /// Turn, limits and queue, shared over threads and snapshots.
+    pub state: Arc<PortState>,
     pub stats: Arc<ServiceStats>,
+    pub table: Table,
+    pub availability: Availability,
 }
 
 /// Endpoints already tried for a request, by index. Beyond 128 endpoints the mask wraps, which only means that a retry
@@ -127,51 +245,56 @@ impl Tried {
         self.0 |= 1 << (index % 128);
     }
 
-    fn contains(self, index: usize) -> bool {
+    pub fn contains(self, index: usize) -> bool {
         self.0 & (1 << (index % 128)) != 0
     }
 }
 
 impl Backend {
-    /// The endpoint for a request and its index; suspects only when nothing else is left; `None` when all were tried.
+    /// `table` must be of the plans of `endpoints`.
+    pub fn new(identity: Identity, endpoints: Box<[Arc<EndpointState>]>, table: Table) -> Self {
+        let Identity { service, port, app, policy, state, stats } = identity;
+        let availability = Availability::new(endpoints.len(), table.groups.len());
+        Self { service, port, app, endpoints, policy, state, stats, table, availability }
+    }
+
+    /// Without endpoints.
+    pub fn empty(identity: Identity) -> Self {
+        Self::new(identity, Box::default(), Table::default())
+    }
+
+    /// The algorithm in force.
+    pub fn algorithm(&self) -> Algorithm {
+        self.policy.algorithm.unwrap_or(match self.app {
+            AppProtocol::Http | AppProtocol::H2c => Algorithm::PeakEwma,
+            AppProtocol::Tcp => Algorithm::RoundRobin,
+        })
+    }
+
+    /// The endpoint for a request and its index; ones that are not well only when nothing else is left; `None` when all were tried.
     pub fn choose(&self, choice: &Choice, tried: Tried) -> Option<(usize, &Arc<EndpointState>)> {
-        let count = self.endpoints.len();
-        if count == 0 {
+        if self.endpoints.is_empty() {
             return None;
         }
-        if self.policy.client_ip_affinity.is_some() {
-            return self.pick_by_client(choice.client, tried);
-        }
-        let start = self.turn.fetch_add(1, Relaxed) % count;
-        let order = || (start..count).chain(0..start).filter(|index| !tried.contains(*index));
-        let index = order().find(|index| !self.endpoints[*index].is_suspect()).or_else(|| order().next())?;
-        Some((index, &self.endpoints[index]))
+        let now_ms = clock::ms(choice.now);
+        self.refresh(now_ms);
+        let index = Chooser::new(self, choice, tried, now_ms).choose()?;
+        Some((index, self.endpoints.get(index)?))
     }
 
-    /// Rendezvous hashing: a client keeps its endpoint while that one is there, whatever happens to the others.
-    fn pick_by_client(&self, client: IpAddr, tried: Tried) -> Option<(usize, &Arc<EndpointState>)> {
-        let client = match client {
-            IpAddr::V4(ip) => u64::from(ip.to_bits()),
-            IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64 ^ ip.to_bits() as u64,
-        };
-        let score = |endpoint: &EndpointState| {
-            let addr = match endpoint.addr.ip() {
-                IpAddr::V4(ip) => u64::from(ip.to_bits()),
-                IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64 ^ ip.to_bits() as u64,
-            };
-            (!endpoint.is_suspect(), mix(mix(client) ^ addr ^ (u64::from(endpoint.addr.port()) << 48)))
-        };
-        let candidates = self.endpoints.iter().enumerate().filter(|(index, _)| !tried.contains(*index));
-        candidates.max_by_key(|(_, endpoint)| score(endpoint))
+    fn refresh(&self, now_ms: u64) {
+        self.availability.refresh(&self.endpoints, &self.policy, &self.table.group_of, now_ms);
     }
-}
 
-/// SplitMix64's finalizer: spreads every input bit over the output.
-fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
+    /// Endpoints with their health as this backend's policy sees it: no more are ejected than it allows.
+    pub fn health(&self, now: Instant) -> impl Iterator<Item = (&Arc<EndpointState>, Health)> {
+        let now_ms = clock::ms(now);
+        self.refresh(now_ms);
+        self.endpoints.iter().enumerate().map(move |(index, endpoint)| {
+            let health = endpoint.health_at(now_ms).0;
+            (endpoint, if self.availability.is_honoured(index) { Health::Healthy } else { health })
+        })
+    }
 }
 
 /// Where listeners find the current backend of their Service port: loaded once per request, replaced at any time.
@@ -180,23 +303,49 @@ pub(crate) type BackendCell = ArcSwap<Backend>;
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::snapshot::{EndpointPlan, NodePlan};
+    use std::net::IpAddr;
 
     pub(crate) fn backend(addresses: &[&str], client_ip_affinity: bool) -> Backend {
-        let state = |(id, addr): (usize, &&str)| {
-            Arc::new(EndpointState::new(id as u64, addr.parse().expect("an address"), None, 1))
+        let policy = ServicePolicy {
+            client_ip_affinity: client_ip_affinity.then_some(Duration::from_secs(10)),
+            ..ServicePolicy::default()
         };
-        Backend {
+        with_policy(addresses, policy, |_| {})
+    }
+
+    /// A backend of endpoints that `change` may still change; ids count from 0.
+    pub(crate) fn with_policy(
+        addresses: &[&str],
+        policy: ServicePolicy,
+        change: impl Fn(&mut EndpointPlan),
+    ) -> Backend {
+        let plan = |addr: &&str| {
+            let addr = addr.parse().expect("an address");
+            let mut plan = EndpointPlan { addr, pod_uid: None, node: None, zone: None, region: None, weight: 100 };
+            change(&mut plan);
+            plan
+        };
+        of_plans(&addresses.iter().map(plan).collect::<Vec<_>>(), policy, &NodePlan::default(), &Arc::default())
+    }
+
+    pub(crate) fn of_plans(
+        plans: &[EndpointPlan],
+        policy: ServicePolicy,
+        node: &NodePlan,
+        geo: &Arc<crate::balance::geo::Geo>,
+    ) -> Backend {
+        let table = Table::new(plans, &policy, node, geo);
+        let states = (0..).zip(plans).map(|(id, plan)| Arc::new(EndpointState::new(id, plan.addr, None, 1)));
+        let identity = Identity {
             service: ServiceKey::new("d", "web"),
             port: 80,
             app: AppProtocol::Http,
-            endpoints: addresses.iter().enumerate().map(state).collect(),
-            policy: Arc::new(ServicePolicy {
-                client_ip_affinity: client_ip_affinity.then_some(Duration::from_secs(10)),
-                ..ServicePolicy::default()
-            }),
-            turn: Arc::default(),
+            policy: Arc::new(policy),
+            state: Arc::default(),
             stats: Arc::new(ServiceStats::new(1)),
-        }
+        };
+        Backend::new(identity, states.collect(), table)
     }
 
     fn client(last: u8) -> Choice {

@@ -31,6 +31,11 @@ pub struct Config {
     pub enable_nftables: bool,
     /// Serve cluster DNS.
     pub enable_dns: bool,
+    /// GeoIP database in MaxMind's format (with `location`, as GeoLite2-City), for `locality.prefer: Nearest`; loaded again when it
+    /// changes.
+    pub geo_database: Option<PathBuf>,
+    /// Redis that shared rate limits are counted in, `redis://[user:password@]host[:port][/database]` (`rediss` for TLS).
+    pub redis_url: Option<String>,
     /// Limits and timeouts of the proxy.
     pub proxy: ProxyConfig,
 }
@@ -52,6 +57,8 @@ impl Config {
             enable_proxy: true,
             enable_nftables: true,
             enable_dns: true,
+            geo_database: None,
+            redis_url: None,
             proxy: ProxyConfig::default(),
         }
     }

@@ -7,17 +7,25 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::backend::{Backend, BackendCell, EndpointState};
+use crate::backend::{Backend, BackendCell, EndpointState, Identity};
+use crate::balance::Control;
+use crate::balance::budget::Budget;
+use crate::balance::geo::Geo;
+use crate::balance::rate::Limiter;
+use crate::balance::shared::Shared;
+use crate::balance::state::PortState;
+use crate::balance::table::Table;
+use crate::policy::RequestPolicy;
 use crate::proxy::site::{L4, Site, SiteCell, SiteMode, accept_proxy, compile as compile_site};
 use crate::route::{HttpTable, Resolve, Rule, Weighted};
 use crate::snapshot::routes::{BackendRef, HostPort, RuleId};
-use crate::snapshot::{AppProtocol, EndpointPlan, PortPlan, Protocol, ServiceKey, ServicePlan, Snapshot};
+use crate::snapshot::{AppProtocol, EndpointPlan, NodePlan, PortPlan, Protocol, ServiceKey, ServicePlan, Snapshot};
 use crate::stats::{PodTotals, PodUsage, RouteStats, ServiceStats, ServiceTotals};
 
 /// A Pod's usage is kept this long after its last endpoint went, so that a billing reader does not miss its end.
@@ -73,6 +81,10 @@ pub(crate) struct Hub {
     current: ArcSwap<Snapshot>,
     changed: watch::Sender<Arc<Snapshot>>,
     state: Mutex<State>,
+    /// Where clients are.
+    pub geo: Arc<Geo>,
+    /// Where shared rate limits are counted.
+    pub shared: Arc<Shared>,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +92,12 @@ struct State {
     ports: BTreeMap<PortKey, Port>,
     sites: BTreeMap<SiteKey, Arc<SiteCell>>,
     routes: BTreeMap<RuleId, Arc<RouteStats>>,
+    budgets: BTreeMap<RuleId, Arc<Budget>>,
+    /// By [`crate::policy::RateLimit::id`].
+    limiters: BTreeMap<Arc<str>, Arc<Limiter>>,
+    node: NodePlan,
+    geo: Arc<Geo>,
+    shared: Arc<Shared>,
     endpoints: HashMap<(SocketAddr, Option<Arc<str>>), Interned>,
     services: BTreeMap<ServiceKey, Arc<ServiceStats>>,
     usage: BTreeMap<Arc<str>, Arc<PodUsage>>,
@@ -91,7 +109,7 @@ struct State {
 #[derive(Debug)]
 struct Port {
     cell: Arc<BackendCell>,
-    turn: Arc<AtomicUsize>,
+    state: Arc<PortState>,
 }
 
 /// An endpoint's state and how many backends hold it.
@@ -104,11 +122,14 @@ struct Interned {
 impl Hub {
     pub fn new(threads: usize) -> Self {
         let empty = Arc::new(Snapshot::default());
+        let state = State::default();
         Self {
             threads,
             current: ArcSwap::new(empty.clone()),
             changed: watch::channel(empty).0,
-            state: Mutex::default(),
+            geo: state.geo.clone(),
+            shared: state.shared.clone(),
+            state: Mutex::new(state),
         }
     }
 
@@ -139,9 +160,11 @@ impl Hub {
         {
             let mut state = self.state.lock();
             let old = self.current.swap(snapshot.clone());
+            // What is near depends on where we are.
+            let moved = state.set_node(&snapshot.node);
             for (key, plan) in &snapshot.services {
                 let before = old.services.get(key);
-                if before.is_none_or(|before| !Arc::ptr_eq(before, plan)) {
+                if moved || before.is_none_or(|before| !Arc::ptr_eq(before, plan)) {
                     state.update(plan, before.map(|plan| &**plan), &snapshot.routed, self.threads);
                 }
             }
@@ -157,6 +180,11 @@ impl Hub {
             state.forget_old_usage(now_seconds());
         }
         self.changed.send_replace(snapshot);
+    }
+
+    /// The backends in force.
+    pub fn backends(&self) -> Vec<(PortKey, Arc<Backend>)> {
+        self.state.lock().ports.iter().map(|(key, port)| (key.clone(), port.cell.load_full())).collect()
     }
 
     /// Usage per Pod UID since the process started.
@@ -232,15 +260,14 @@ impl State {
     fn empty_port(&mut self, key: &PortKey) {
         let Some(port) = self.ports.get(key) else { return };
         let old = port.cell.load_full();
-        port.cell.store(Arc::new(Backend {
+        port.cell.store(Arc::new(Backend::empty(Identity {
             service: old.service.clone(),
             port: old.port,
             app: old.app,
-            endpoints: Box::default(),
             policy: Arc::default(),
-            turn: old.turn.clone(),
+            state: old.state.clone(),
             stats: old.stats.clone(),
-        }));
+        })));
         self.release(&old);
     }
 
@@ -271,18 +298,17 @@ impl State {
         if let Some(port) = self.ports.get(&key) {
             return port.cell.clone();
         }
-        let turn: Arc<AtomicUsize> = Arc::default();
-        let empty = Backend {
+        let state: Arc<PortState> = Arc::default();
+        let empty = Backend::empty(Identity {
             service: backend.service.clone(),
             port: backend.port,
             app: AppProtocol::Http,
-            endpoints: Box::default(),
             policy: Arc::default(),
-            turn: turn.clone(),
+            state: state.clone(),
             stats: self.service_stats(&backend.service, threads),
-        };
+        });
         let cell = Arc::new(ArcSwap::from_pointee(empty));
-        self.ports.insert(key, Port { cell: cell.clone(), turn });
+        self.ports.insert(key, Port { cell: cell.clone(), state });
         cell
     }
 
@@ -295,23 +321,45 @@ impl State {
                 self.release(&old);
             }
             None => {
-                let turn = backend.turn.clone();
-                self.ports.insert(key.clone(), Port { cell: Arc::new(ArcSwap::from_pointee(backend)), turn });
+                let state = backend.state.clone();
+                self.ports.insert(key.clone(), Port { cell: Arc::new(ArcSwap::from_pointee(backend)), state });
             }
         }
     }
 
     fn backend(&mut self, key: &PortKey, plan: &ServicePlan, port: &PortPlan, threads: usize) -> Backend {
         let endpoints = if key.view == View::Outside { &port.external } else { &port.routed };
-        Backend {
+        let identity = Identity {
             service: plan.key.clone(),
             port: port.port,
             app: port.app,
             policy: port.policy.clone(),
-            turn: self.ports.get(key).map(|port| port.turn.clone()).unwrap_or_default(),
+            state: self.ports.get(key).map(|port| port.state.clone()).unwrap_or_default(),
             stats: self.service_stats(&plan.key, threads),
-            endpoints: endpoints.iter().map(|endpoint| self.acquire(endpoint, threads)).collect(),
-        }
+        };
+        let table = Table::new(endpoints, &port.policy, &self.node, &self.geo);
+        Backend::new(identity, endpoints.iter().map(|endpoint| self.acquire(endpoint, threads)).collect(), table)
+    }
+
+    /// Whether the own node is somewhere else than before.
+    fn set_node(&mut self, node: &NodePlan) -> bool {
+        let place = |node: &NodePlan| (node.name.clone(), node.zone.clone(), node.region.clone());
+        let moved = place(&self.node) != place(node);
+        self.node = node.clone();
+        moved
+    }
+
+    /// What the policy of a rule counts, going on with what was counted before.
+    fn control(&mut self, id: &RuleId, policy: &RequestPolicy) -> Control {
+        let limiters = policy.rate_limits.iter().map(|rule| {
+            let known = self.limiters.get(&rule.id).filter(|limiter| limiter.rule == *rule).cloned();
+            let limiter = known.unwrap_or_else(|| Arc::new(Limiter::new(rule.clone(), self.shared.clone())));
+            self.limiters.insert(rule.id.clone(), limiter.clone());
+            limiter
+        });
+        let limiters = limiters.collect();
+        let budget = policy.retries.budget_percent.map(|_| self.budgets.entry(id.clone()).or_default().clone());
+        Control::new(limiters, budget)
     }
 
     fn service_stats(&mut self, key: &ServiceKey, threads: usize) -> Arc<ServiceStats> {
@@ -334,7 +382,8 @@ impl State {
         let stats = self.route_stats(&id, threads);
         let mode = match (port.app, port.protocol) {
             (AppProtocol::Http | AppProtocol::H2c, Protocol::Tcp) => {
-                let rule = Rule::of_service(id, cell, port.requests.clone(), stats);
+                let mut rule = Rule::of_service(id, cell, port.requests.clone(), stats);
+                rule.control = self.control(&rule.id, &port.requests);
                 SiteMode::Http(Arc::new(HttpTable::only(Arc::new(rule))))
             }
             (_, protocol) => {
@@ -371,6 +420,8 @@ impl State {
             }
         }
         self.routes.retain(|_, stats| Arc::strong_count(stats) > 1);
+        self.budgets.retain(|_, budget| Arc::strong_count(budget) > 1);
+        self.limiters.retain(|_, limiter| Arc::strong_count(limiter) > 1);
     }
 
     fn acquire(&mut self, plan: &EndpointPlan, threads: usize) -> Arc<EndpointState> {
@@ -437,6 +488,10 @@ impl Resolve for Cells<'_> {
     }
     fn stats(&mut self, id: &RuleId) -> Arc<RouteStats> {
         self.state.route_stats(id, self.threads)
+    }
+
+    fn control(&mut self, id: &RuleId, policy: &RequestPolicy) -> Control {
+        self.state.control(id, policy)
     }
 }
 

@@ -16,6 +16,7 @@ mod balance;
 mod config;
 mod dns;
 pub mod handover;
+mod health;
 mod hub;
 mod listeners;
 mod metrics;
@@ -35,6 +36,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use backend::Health;
 pub use config::{Config, ProxyConfig};
 use hub::Hub;
 use listeners::Report;
@@ -84,6 +86,7 @@ impl Lb {
         let compiler = Compiler::new(PlanConfig { node_name: config.node_name.clone(), ..PlanConfig::default() });
         if config.enable_proxy {
             let ip = config.advertise_ip.to_string();
+            parts.spawn(health::events::run(client.clone(), hub.clone(), shutdown.clone()));
             parts.spawn(listeners::status::run(
                 client.clone(),
                 hub.clone(),
@@ -162,6 +165,15 @@ impl Lb {
             let manager =
                 Manager::new(hub.clone(), proxy, config.bind_address, self.reports.clone(), self.sockets.clone());
             parts.spawn(manager.run(shutdown.clone(), config.proxy.drain_timeout));
+        }
+        if config.enable_proxy {
+            parts.spawn(health::run(hub.clone(), shutdown.clone()));
+            if let Some(path) = config.geo_database.clone() {
+                parts.spawn(balance::geo::run(hub.geo.clone(), path, shutdown.clone()));
+            }
+            if let Some(url) = config.redis_url.clone() {
+                parts.spawn(balance::shared::run(hub.shared.clone(), url, shutdown.clone()));
+            }
         }
         if config.enable_nftables {
             let (config, hub, shutdown) = (config.clone(), hub.clone(), shutdown.clone());

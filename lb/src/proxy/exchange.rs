@@ -73,6 +73,8 @@ pub(crate) struct Job<'a> {
     pub head: &'a [u8],
     /// Close the client's connection afterwards.
     pub close: bool,
+    /// Header fields, each with its line end, that the response gets beside its own.
+    pub add: &'a [u8],
     pub date: fn() -> String,
     pub header_timeout: Option<Duration>,
     pub stock: &'a Stock,
@@ -233,6 +235,12 @@ impl Download<'_, '_, '_> {
             && length <= WHOLE_BYTES
         {
             self.gather(length, &mut watch).await?;
+        }
+        record.responded(response.status);
+        if !self.job.add.is_empty() {
+            self.reply.truncate(self.reply.len().saturating_sub(b"\r\n".len()));
+            self.reply.extend_from_slice(self.job.add);
+            self.reply.extend_from_slice(b"\r\n");
         }
         record.answered(response.status);
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {

@@ -6,6 +6,7 @@
 //!
 //! Timeouts: a connection has one timer, moved only when it fires. What moves per request is a plain deadline.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -31,8 +32,8 @@ use super::site::{SiteCell, SiteMode};
 use super::tunnel;
 use super::worker::{Active, Worker};
 use crate::backend::{Backend, EndpointState, Tried};
-use crate::balance::{Choice, Outcome};
-use crate::route::Rule;
+use crate::balance::{self, Choice, Outcome, Refusal, affinity};
+use crate::route::{Head, Rule};
 use crate::stats::add;
 
 /// Attempts per request, stale pooled connections included.
@@ -239,6 +240,27 @@ impl Conn<'_> {
         self.answer(status, &text, Some(request), close, record).await
     }
 
+    /// Answers a request that is over a limit.
+    async fn turn_away(&mut self, refusal: &Refusal, request: &Request, record: &Record) -> After {
+        let (code, seconds) = refusal.answer();
+        let status = StatusCode::from_u16(code).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        record.answered(status);
+        let text = match refusal {
+            Refusal::RateLimited { limit, .. } => format!("{code}: rate limit {limit} is exceeded\n"),
+            Refusal::Overloaded { .. } => format!("{code}: service {} is overloaded\n", record.backend.service),
+        };
+        let close = self.must_close(request) || request.framing != Framing::None;
+        let (http10, is_head) = (request.http10, request.is_head);
+        Answer { status, text: &text, http10, is_head, close, date: http_date }.write(&mut self.reply);
+        let at = self.reply.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        self.reply.splice(at..at, format!("retry-after: {seconds}\r\n").into_bytes());
+        match self.writer.write_all(&self.reply).await {
+            Err(_) => After::Drop,
+            Ok(()) if close => After::Close,
+            Ok(()) => After::Next,
+        }
+    }
+
     async fn answer(
         &mut self,
         status: StatusCode,
@@ -270,16 +292,32 @@ impl Conn<'_> {
         let mut tried = Tried::default();
         let mut failure = Failure::NoEndpoints;
         let mut continued = !request.expects_continue;
+        let head = SentHead { bytes: &self.head, client: self.peer };
+        let permit = match balance::enter(&record.rule, &record.backend, &head).await {
+            Ok(permit) => permit,
+            Err(refusal) => return self.turn_away(&refusal, request, record).await,
+        };
+        let affinity = affinity::of(backend, &head, false, rand::random);
+        let add_fields = affinity.set_cookie.map(|cookie| format!("set-cookie: {cookie}\r\n")).unwrap_or_default();
+        let mut outcome = Outcome::ConnectFailed;
         for attempt in 0..MAX_ATTEMPTS {
-            let choice = Choice::of_client(self.peer, self.worker.index);
+            let now = if attempt == 0 { record.started } else { Instant::now() };
+            let choice = Choice { client: self.peer, hash: affinity.hash, thread: self.worker.index, now };
             let Some((index, endpoint)) = backend.choose(&choice, tried) else { break };
             if attempt > 0 {
+                let retries = backend.policy.limits.retries;
+                if !balance::may_retry(&record.rule, backend, outcome, request.idempotent, attempt - 1)
+                    || !permit.begin_retry(retries)
+                {
+                    break;
+                }
                 add(&stats.retries, 1);
             }
             let (upstream, pooled) = match self.checkout(backend, endpoint, record.started).await {
                 Ok(found) => found,
                 Err(error) => {
                     failure = error;
+                    outcome = Outcome::ConnectFailed;
                     tried.insert(index);
                     continue;
                 }
@@ -291,7 +329,7 @@ impl Conn<'_> {
                 }
             }
             record.sent_to(endpoint);
-            let broke = match self.exchange(request, upstream, record).await {
+            let broke = match self.exchange(request, upstream, add_fields.as_bytes(), record).await {
                 Ok(after) => return after,
                 Err(broke) => broke,
             };
@@ -300,7 +338,14 @@ impl Conn<'_> {
                 self.worker.pool.borrow_mut().forget(endpoint);
             } else {
                 tried.insert(index);
+                let told = match broke {
+                    Broke::Endpoint | Broke::Malformed | Broke::Midway => Some(Outcome::Reset),
+                    Broke::Timeout => Some(Outcome::TimedOut),
+                    Broke::Unsent | Broke::BadBody | Broke::Client => None,
+                };
+                told.into_iter().for_each(|told| endpoint.report(&backend.policy, told, self.worker.index));
             }
+            outcome = if broke == Broke::Unsent { Outcome::ConnectFailed } else { Outcome::Reset };
             let again = request.idempotent && request.framing == Framing::None;
             failure = match broke {
                 Broke::Unsent => Failure::Broken,
@@ -320,12 +365,19 @@ impl Conn<'_> {
     }
 
     /// One attempt on one connection, which goes back to the pool afterwards if it can.
-    async fn exchange(&mut self, request: &Request, mut upstream: Upstream, record: &Record) -> Result<After, Broke> {
+    async fn exchange(
+        &mut self,
+        request: &Request,
+        mut upstream: Upstream,
+        add_fields: &[u8],
+        record: &Record,
+    ) -> Result<After, Broke> {
         let worker = self.worker.clone();
         let job = Job {
             request,
             head: &self.head,
             close: self.must_close(request),
+            add: add_fields,
             date: http_date,
             header_timeout: worker.config.response_header_timeout,
             stock: &worker.stock,
@@ -406,6 +458,57 @@ impl Conn<'_> {
         };
         // However it ends, the connection is closed next.
         let _ = tokio::time::timeout(LINGER_TIME, goodbye).await;
+    }
+}
+
+/// A request's head in the form that goes upstream.
+struct SentHead<'a> {
+    bytes: &'a [u8],
+    client: IpAddr,
+}
+
+impl SentHead<'_> {
+    fn text(&self) -> &str {
+        // What is not ASCII matches nothing.
+        std::str::from_utf8(self.bytes).unwrap_or_default()
+    }
+
+    fn target(&self) -> &str {
+        self.text().split(' ').nth(1).unwrap_or_default()
+    }
+
+    fn values<'h>(&'h self, name: &str) -> impl Iterator<Item = &'h str> {
+        let fields = self.text().split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
+        fields.filter(move |(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
+}
+
+impl Head for SentHead<'_> {
+    fn method(&self) -> &str {
+        self.text().split(' ').next().unwrap_or_default()
+    }
+
+    fn host(&self) -> &str {
+        let host = self.values("host").next().unwrap_or_default();
+        host.rsplit_once(':').map_or(host, |(host, _)| host)
+    }
+
+    fn path(&self) -> &str {
+        self.target().split('?').next().unwrap_or_default()
+    }
+
+    fn query(&self) -> Option<&str> {
+        self.target().split_once('?').map(|(_, query)| query)
+    }
+
+    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+        let mut values = self.values(name);
+        let first = values.next()?;
+        Some(values.fold(Cow::Borrowed(first), |all, value| Cow::Owned(format!("{all}, {value}"))))
+    }
+
+    fn client(&self) -> IpAddr {
+        self.client
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::worker::Worker;
 use crate::backend::{Backend, EndpointState};
+use crate::balance::Outcome;
 use crate::route::Rule;
 use crate::stats::{CODE_CLIENT_GONE, add};
 
@@ -40,6 +41,14 @@ impl Record {
         self.leave_endpoint();
         endpoint.begin(self.worker.index);
         *self.endpoint.borrow_mut() = Some(endpoint.clone());
+    }
+
+    /// An endpoint's response head is there.
+    pub fn responded(&self, code: http::StatusCode) {
+        if let Some(endpoint) = self.endpoint.borrow().as_deref() {
+            let outcome = Outcome::Status(code.as_u16(), self.started.elapsed());
+            endpoint.report(&self.backend.policy, outcome, self.worker.index);
+        }
     }
 
     pub fn answered(&self, code: http::StatusCode) {

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::backend::BackendCell;
+use crate::balance::Control;
 use crate::policy::RequestPolicy;
 use crate::snapshot::routes::{
     BackendRef, Filter, HostPattern, HostsPlan, HttpPlan, PathMatch, RuleId, RulePlan, ValueMatch, WeightedBackend,
@@ -45,6 +46,8 @@ pub(crate) struct Rule {
     pub total_weight: u32,
     pub policy: Arc<RequestPolicy>,
     pub stats: Arc<RouteStats>,
+    /// What the policy counts.
+    pub control: Control,
     conditions: Conditions,
 }
 
@@ -102,6 +105,11 @@ pub(crate) trait Resolve {
     fn cell(&mut self, backend: &BackendRef) -> Option<Arc<BackendCell>>;
     /// Counters of a route.
     fn stats(&mut self, id: &RuleId) -> Arc<RouteStats>;
+    /// What the policy of a route counts.
+    fn control(&mut self, id: &RuleId, policy: &RequestPolicy) -> Control {
+        let _ = id;
+        Control::alone(policy)
+    }
 }
 
 /// The lookup structure.
@@ -195,6 +203,7 @@ impl Rule {
             backends,
             policy: plan.policy.clone(),
             stats: resolve.stats(&plan.id),
+            control: resolve.control(&plan.id, &plan.policy),
             conditions: Conditions {
                 method: plan.method.clone(),
                 headers: values(&plan.headers),
@@ -212,6 +221,7 @@ impl Rule {
             filters: Box::default(),
             backends: Box::new([share]),
             total_weight: 1,
+            control: Control::alone(&policy),
             policy,
             stats,
             conditions: Conditions::default(),

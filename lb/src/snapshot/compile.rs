@@ -294,6 +294,7 @@ impl Compiler {
         if self.config.node_name.is_empty() || name == self.config.node_name {
             let annotations = node.metadata.annotations.as_ref();
             self.node = NodePlan {
+                name: Some(name.into()),
                 pod_cidr: node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone()).filter(|cidr| is_cidr(cidr)),
                 pod_gateway: annotations.and_then(|a| a.get(ANNOTATION_POD_GATEWAY)).and_then(|ip| ip.parse().ok()),
                 zone: facts.zone.clone(),
@@ -654,6 +655,7 @@ mod tests {
         assert_eq!(compiler.snapshot().node.pod_cidr.as_deref(), Some("10.244.1.0/24"));
         assert!(compiler.snapshot().node.pod_gateway.is_some());
         compiler.apply_node(&node("10.244.1.0/24; flush ruleset", "nope"));
-        assert_eq!(compiler.snapshot().node, NodePlan::default());
+        let name = Some("n".into());
+        assert_eq!(compiler.snapshot().node, NodePlan { name, ..NodePlan::default() });
     }
 }

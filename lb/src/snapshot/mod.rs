@@ -192,6 +192,12 @@ pub struct HostPlan {
 /// What is known about the node this process runs on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodePlan {
+    /// `metadata.name`
+    pub name: Option<Arc<str>>,
+    /// Label `topology.kubernetes.io/zone`
+    pub zone: Option<Arc<str>>,
+    /// Label `topology.kubernetes.io/region`
+    pub region: Option<Arc<str>>,
     /// `spec.podCIDR`
     pub pod_cidr: Option<String>,
     /// Annotation `scaleup.dev/pod-gateway`: the address pods use as their resolver.

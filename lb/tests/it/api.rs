@@ -273,3 +273,44 @@ async fn a_taken_port_is_told_once_and_taken_when_free() {
     shutdown.cancel();
     tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_that_are_left_out_are_told_of() {
+    use scaleup_lb::policy::{HealthCheck, Probe, ServicePolicy};
+    let [good] = endpoints::<1>().await;
+    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let api = Api::default();
+    api.put("services", service(json!({})));
+    api.put("endpointslices", slice(&[good.addr]));
+    let lb = scaleup_lb::build(config(), &mut prometheus_client::registry::Registry::default());
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn({
+        let (lb, client, shutdown) = (lb.clone(), api.client(), shutdown.clone());
+        async move { lb.run(client, shutdown).await.unwrap() }
+    });
+    let check = HealthCheck {
+        probe: Probe::Tcp,
+        port: None,
+        interval: Duration::from_millis(100),
+        timeout: Duration::from_secs(5),
+        healthy_threshold: 1,
+        unhealthy_threshold: 1,
+    };
+    // As the compiler of policies would; published again because what the API knows may come in between.
+    let mut snapshot = snapshot("http", &[good.addr, dead], json!({}));
+    let plan = Arc::make_mut(snapshot.services.get_mut(&key()).unwrap());
+    plan.ports[0].policy = Arc::new(ServicePolicy { health_check: Some(check), ..ServicePolicy::default() });
+    let told = async {
+        while !api.0.lock().events.iter().any(|event| event["reason"] == "EndpointsLeftOut") {
+            lb.publish(snapshot.clone());
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("an event");
+    let events = api.0.lock().events.clone();
+    let event = events.iter().find(|event| event["reason"] == "EndpointsLeftOut").unwrap();
+    assert_eq!(event["note"], format!("Endpoints get no traffic: {dead} (fails its health check)."));
+    assert_eq!((&event["type"], &event["regarding"]["name"]), (&json!("Warning"), &json!("web")));
+    shutdown.cancel();
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap();
+}

@@ -4,10 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod api;
+mod balance;
 mod conformance;
 mod dns;
 mod http;
+mod limits;
+mod mmdb;
 mod nft;
+mod scripted;
 mod smuggling;
 mod support;
 mod tcp;
