@@ -112,6 +112,10 @@ pub struct ServicePlan {
     pub ports: Vec<PortPlan>,
     /// Addresses DNS answers with when the Service is headless, by address.
     pub hosts: Vec<HostPlan>,
+    /// `spec.healthCheckNodePort`, with `externalTrafficPolicy: Local`.
+    pub health_check_node_port: Option<u16>,
+    /// Addresses of ready endpoints on the own node.
+    pub local_ready: usize,
     /// `status.loadBalancer.ingress[].ip` as last seen.
     pub ingress: Vec<String>,
 }
