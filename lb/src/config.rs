@@ -27,7 +27,7 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Serve Services of type LoadBalancer and NodePort in user space.
     pub enable_proxy: bool,
-    /// Program the node's service proxy (ClusterIPs) into nftables.
+    /// Program the node's service proxy (ClusterIPs) into nftables, and the way to pods of other nodes.
     pub enable_nftables: bool,
     /// Serve cluster DNS.
     pub enable_dns: bool,

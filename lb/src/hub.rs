@@ -203,11 +203,11 @@ impl Hub {
     }
 }
 
-/// Ports the user-space proxy may have to serve: TCP ports reachable from outside.
+/// Ports the user-space proxy may have to serve: those reachable from outside.
 pub(crate) fn proxied_ports(plan: &ServicePlan) -> impl Iterator<Item = &PortPlan> {
     use crate::snapshot::ServiceType::{LoadBalancer, NodePort};
     let outside = matches!(plan.kind, LoadBalancer | NodePort);
-    plan.ports.iter().filter(move |port| outside && port.protocol == Protocol::Tcp)
+    plan.ports.iter().filter(move |_| outside)
 }
 
 impl State {

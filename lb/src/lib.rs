@@ -1,4 +1,5 @@
-//! The load balancer role: an HTTP/1.1 and TCP proxy for Services, the node's service proxy and cluster DNS.
+//! The load balancer role: a proxy for Services and routes, the node's service proxy, routes between nodes' pods and
+//! cluster DNS.
 //!
 //! ```text
 //! API ─watch→ snapshot::Compiler ─→ hub::Hub ─┬→ backend cells ← proxy threads (per request)
@@ -20,6 +21,7 @@ mod health;
 mod hub;
 mod listeners;
 mod metrics;
+mod podnet;
 pub mod policy;
 mod proxy;
 mod route;
@@ -64,17 +66,21 @@ pub struct Lb {
     hub: Arc<Hub>,
     reports: Arc<watch::Sender<Report>>,
     sockets: Arc<listeners::Sockets>,
+    dns_stats: dns::DnsStats,
 }
 
 /// Assembles the role and registers its metrics.
 pub fn build(config: Config, metrics_registry: &mut Registry) -> Lb {
     let hub = Arc::new(Hub::new(config.thread_count()));
     metrics::register(metrics_registry, hub.clone());
+    let dns_stats = dns::DnsStats::default();
+    dns_stats.register(metrics_registry);
     Lb {
         config: Arc::new(config),
         hub,
         reports: Arc::new(watch::channel(Report::default()).0),
         sockets: Arc::default(),
+        dns_stats,
     }
 }
 
@@ -94,6 +100,10 @@ impl Lb {
                 ip,
                 shutdown.clone(),
             ));
+        }
+        if config.enable_nftables {
+            let (client, config, shutdown) = (client.clone(), config.clone(), shutdown.clone());
+            parts.spawn(async move { podnet::run(client, &config.node_name, &config.table, shutdown).await });
         }
         parts.spawn(async move {
             snapshot::watch::run(client, &config.node_name, compiler, &hub, token).await;
@@ -185,6 +195,7 @@ impl Lb {
                 service_cidr: config.service_cidr.clone(),
                 listen: config.dns_listen.clone(),
                 resolv_conf: config.resolv_conf.clone(),
+                stats: self.dns_stats.clone(),
             };
             parts.spawn(dns::run(dns, hub.clone(), shutdown.clone()));
         }

@@ -68,6 +68,11 @@ fn candidates(pool: &str, used: &[String], seed: u32) -> Option<Vec<Subnet>> {
     Some((0..count).map(nth).filter(|s| !used.iter().any(|u| u.overlaps(*s))).take(ATTEMPTS).collect())
 }
 
+/// Where a node begins to look.
+fn seed_of(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
 /// Finds the node's network or makes it.
 pub async fn ensure(agent: &Agent) -> Result<PodNetwork, NetworkError> {
     let name = agent.config.network_name();
@@ -80,7 +85,9 @@ pub async fn ensure(agent: &Agent) -> Result<PodNetwork, NetworkError> {
         used.extend(machine::routes());
     }
     let pool = &agent.config.pod_cidr_pool;
-    let free = candidates(pool, &used, 0).ok_or_else(|| NetworkError::BadPool(pool.clone()))?;
+    // Other nodes' subnets are not known here (a node may read its own object only): names spread them, and the load
+    // balancer tells of nodes that got the same one all the same.
+    let free = candidates(pool, &used, seed_of(&agent.config.node_name)).ok_or_else(|| NetworkError::BadPool(pool.clone()))?;
     for subnet in free {
         match agent.runtime.create_network(&name, &subnet.cidr(), subnet.gateway()).await {
             Ok(()) => return Ok(PodNetwork { name, cidr: subnet.cidr(), gateway: subnet.gateway() }),

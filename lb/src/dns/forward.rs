@@ -1,18 +1,22 @@
 //! Asks the machine's resolvers about names outside the cluster.
 //!
 //! Packets pass through unchanged but for their id, so that what we do not know (DNSSEC, new types) works. A reply
-//! counts only from the asked address, with our random id and the same question (RFC 5452). Never asks ourselves.
+//! counts only from the asked address, with our random id and the same question (RFC 5452). A resolver that fails or
+//! refuses is followed by the next one. Never asks ourselves.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, MessageType, Query};
+use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
+
+use super::cache::{Cache, Question, Turn, readdress};
+use super::stats::DnsStats;
 
 /// Longest wait for one resolver's reply.
 const TRY_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -31,7 +35,7 @@ const MAX_REPLY: usize = 4096;
 const DNS_PORT: u16 = 53;
 
 /// How the client asked, and how it is passed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Transport {
     Udp,
     Tcp,
@@ -44,11 +48,56 @@ pub(super) struct Forwarder {
     resolvers: Mutex<(Option<Instant>, Vec<SocketAddr>)>,
     own: Mutex<Vec<SocketAddr>>,
     slots: Semaphore,
+    cache: Cache,
+    stats: DnsStats,
+}
+
+/// What goes back to a client.
+pub(super) enum Reply {
+    /// As it came, but for its id.
+    Packet(Vec<u8>),
+    /// Kept from an earlier question.
+    Message(Box<Message>),
 }
 
 impl Forwarder {
-    pub fn new(resolv_conf: PathBuf) -> Self {
-        Self { resolv_conf, resolvers: Mutex::default(), own: Mutex::default(), slots: Semaphore::new(MAX_CONCURRENT) }
+    pub fn new(resolv_conf: PathBuf, stats: DnsStats) -> Self {
+        Self {
+            resolv_conf,
+            resolvers: Mutex::default(),
+            own: Mutex::default(),
+            slots: Semaphore::new(MAX_CONCURRENT),
+            cache: Cache::default(),
+            stats,
+        }
+    }
+
+    /// The answer to `packet` (which is `request`, encoded): kept, being asked for, or asked for now.
+    pub async fn answer(&self, packet: &[u8], request: &Message, transport: Transport) -> Option<Reply> {
+        let question = Question::of(request)?;
+        if let Some(kept) = self.cache.get(&question, request, Instant::now()) {
+            self.stats.cached.inc();
+            return Some(Reply::Message(Box::new(kept)));
+        }
+        match self.cache.turn(&question, transport) {
+            Turn::Wait(mut asked) => {
+                // Whoever asked is bounded in time; one that vanished leaves the question to us.
+                if let Ok(reply) = asked.wait_for(Option::is_some).await.map(|reply| reply.clone().flatten()) {
+                    self.stats.cached.inc();
+                    let message = Message::from_vec(&reply?).ok()?;
+                    return Some(Reply::Message(Box::new(readdress(&message, request, 0))));
+                }
+                self.forward(packet, request, transport).await.map(Reply::Packet)
+            }
+            Turn::Ask(sender) => {
+                let reply = self.forward(packet, request, transport).await;
+                if let Some(reply) = &reply {
+                    self.cache.put(question.clone(), reply, Instant::now());
+                }
+                self.cache.done(&question, transport, sender, reply.clone().map(Into::into));
+                reply.map(Reply::Packet)
+            }
+        }
     }
 
     /// The addresses we answer on: never asked.
@@ -57,22 +106,30 @@ impl Forwarder {
     }
 
     /// The reply of the first resolver that gives one to `packet` (which is `request`, encoded).
-    pub async fn forward(&self, packet: &[u8], request: &Message, transport: Transport) -> Option<Vec<u8>> {
+    async fn forward(&self, packet: &[u8], request: &Message, transport: Transport) -> Option<Vec<u8>> {
         let query = request.queries.first()?;
         let _slot = self.slots.try_acquire().ok()?;
+        self.stats.forwarded.inc();
+        let mut refused = None;
         let resolvers = self.resolvers().await;
         for resolver in std::iter::repeat_n(&resolvers, ROUNDS).flatten() {
             let asked = tokio::time::timeout(TRY_TIMEOUT, ask(*resolver, packet, query, transport)).await;
             match asked {
                 Ok(Ok(mut reply)) => {
                     reply[..2].copy_from_slice(&request.metadata.id.to_be_bytes());
-                    return Some(reply);
+                    if !is_refusal(&reply) {
+                        return Some(reply);
+                    }
+                    tracing::debug!(%resolver, "resolver refused or failed");
+                    refused = Some(reply);
                 }
                 Ok(Err(error)) => tracing::debug!(%resolver, %error, "resolver failed"),
                 Err(_) => tracing::debug!(%resolver, "resolver did not answer in time"),
             }
         }
-        None
+        self.stats.failed.inc();
+        // When nobody knows better, what one said is better than silence.
+        refused
     }
 
     /// Looks `name` up; the whole reply.
@@ -81,8 +138,10 @@ impl Forwarder {
         request.metadata.recursion_desired = true;
         request.add_query(Query::query(name, kind));
         let packet = request.to_vec().ok()?;
-        let reply = self.forward(&packet, &request, Transport::Tcp).await?;
-        Message::from_vec(&reply).ok()
+        match self.answer(&packet, &request, Transport::Tcp).await? {
+            Reply::Packet(reply) => Message::from_vec(&reply).ok(),
+            Reply::Message(message) => Some(*message),
+        }
     }
 
     async fn resolvers(&self) -> Vec<SocketAddr> {
@@ -103,6 +162,13 @@ impl Forwarder {
         let own = self.own.lock();
         known.into_iter().filter(|resolver| !own.contains(resolver)).take(MAX_RESOLVERS).collect()
     }
+}
+
+/// Whether another resolver may know better: SERVFAIL, NOTIMP or REFUSED in a reply's header.
+fn is_refusal(reply: &[u8]) -> bool {
+    let code = reply.get(3).map_or(0, |flags| flags & 0xf);
+    let low = |code: ResponseCode| code.low();
+    [ResponseCode::ServFail, ResponseCode::NotImp, ResponseCode::Refused].map(low).contains(&code)
 }
 
 /// The `nameserver` lines of a resolv.conf.

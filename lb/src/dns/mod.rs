@@ -1,10 +1,12 @@
 //! Cluster DNS of the node: names of Services and pods from the snapshot, everything else from the machine's resolvers.
 //!
-//! [`zone`] answers, purely; [`server`] moves packets; [`forward`] asks other resolvers. There is no cache: answers from
-//! the snapshot are computed, forwarded ones are not kept.
+//! [`zone`] answers, purely; [`server`] moves packets; [`forward`] asks other resolvers; [`cache`] keeps what they said.
+//! Answers from the snapshot are computed each time, so that a change is answered from at once.
 
+mod cache;
 mod forward;
 mod server;
+mod stats;
 mod zone;
 
 use std::collections::BTreeMap;
@@ -17,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hub::Hub;
 use forward::Forwarder;
+pub(crate) use stats::DnsStats;
 use zone::Zone;
 
 /// Port of the DNS protocol.
@@ -35,6 +38,8 @@ pub(crate) struct DnsConfig {
     pub listen: Vec<SocketAddr>,
     /// Where the machine's resolvers are listed.
     pub resolv_conf: PathBuf,
+    /// What is counted.
+    pub stats: DnsStats,
 }
 
 /// Serves until `shutdown`, on the addresses that configuration or the own Node name.
@@ -47,7 +52,7 @@ pub(crate) async fn run(config: DnsConfig, hub: Arc<Hub>, shutdown: Cancellation
             return;
         }
     };
-    let forwarder = Arc::new(Forwarder::new(config.resolv_conf.clone()));
+    let forwarder = Arc::new(Forwarder::new(config.resolv_conf.clone(), config.stats.clone()));
     let mut snapshots = hub.subscribe();
     let mut running: BTreeMap<SocketAddr, CancellationToken> = BTreeMap::new();
     loop {
@@ -68,7 +73,8 @@ pub(crate) async fn run(config: DnsConfig, hub: Arc<Hub>, shutdown: Cancellation
         for addr in wanted {
             running.entry(addr).or_insert_with(|| {
                 let stop = shutdown.child_token();
-                let context = server::Context { zone: zone.clone(), hub: hub.clone(), forwarder: forwarder.clone() };
+                let (zone, hub, forwarder) = (zone.clone(), hub.clone(), forwarder.clone());
+                let context = server::Context { zone, hub, forwarder, stats: config.stats.clone() };
                 tokio::spawn(keep_serving(addr, Arc::new(context), stop.clone()));
                 stop
             });

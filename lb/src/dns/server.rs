@@ -10,7 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
-use super::forward::{Forwarder, Transport};
+use super::forward::{Forwarder, Reply, Transport};
+use super::stats::DnsStats;
 use super::zone::{Outcome, UDP_PAYLOAD, Zone, response_to};
 use crate::hub::Hub;
 
@@ -32,6 +33,7 @@ pub(super) struct Context {
     pub zone: Arc<Zone>,
     pub hub: Arc<Hub>,
     pub forwarder: Arc<Forwarder>,
+    pub stats: DnsStats,
 }
 
 /// Bound sockets of one address.
@@ -140,6 +142,7 @@ enum Decision {
 struct Ask {
     /// The packet as received.
     packet: Vec<u8>,
+    /// The same, read.
     request: Message,
     limit: u16,
     /// Set when our own answer is an alias that leads outside.
@@ -147,6 +150,7 @@ struct Ask {
 }
 
 fn decide(context: &Context, packet: &[u8]) -> Decision {
+    context.stats.queries.inc();
     let request = match Message::from_vec(packet) {
         Ok(request) => request,
         Err(_) => return malformed(packet),
@@ -154,7 +158,13 @@ fn decide(context: &Context, packet: &[u8]) -> Decision {
     let limit = request.edns.as_ref().map_or(MIN_UDP_PAYLOAD, |edns| edns.max_payload());
     let limit = limit.clamp(MIN_UDP_PAYLOAD, UDP_PAYLOAD);
     let alias = match context.zone.answer(&request, &context.hub.snapshot()) {
-        Outcome::Answer(message) => return Decision::Reply(message, limit),
+        Outcome::Answer(message) => {
+            context.stats.answered.inc();
+            if message.metadata.response_code == ResponseCode::NXDomain {
+                context.stats.nxdomain.inc();
+            }
+            return Decision::Reply(message, limit);
+        }
         Outcome::Drop => return Decision::Silence,
         Outcome::Forward => None,
         Outcome::Chase { partial, target } => Some((partial, target)),
@@ -187,8 +197,10 @@ impl Context {
     async fn resolve(&self, ask: Ask, transport: Transport) -> Option<Vec<u8>> {
         let limit = if transport == Transport::Tcp { u16::MAX } else { ask.limit };
         let Some((mut partial, target)) = ask.alias else {
-            if let Some(reply) = self.forwarder.forward(&ask.packet, &ask.request, transport).await {
-                return Some(reply);
+            match self.forwarder.answer(&ask.packet, &ask.request, transport).await {
+                Some(Reply::Packet(packet)) => return Some(packet),
+                Some(Reply::Message(message)) => return encode(&message, limit),
+                None => {}
             }
             let mut failure = response_to(&ask.request);
             failure.metadata.response_code = ResponseCode::ServFail;
@@ -198,6 +210,11 @@ impl Context {
         match self.forwarder.resolve(target, kind).await {
             Some(message) => {
                 partial.add_answers(message.answers.iter().cloned());
+                // What the alias leads to decides (RFC 6604 §3).
+                partial.metadata.response_code = message.metadata.response_code;
+                if message.answers.is_empty() {
+                    partial.add_authorities(message.authorities.iter().cloned());
+                }
             }
             None => partial.metadata.response_code = ResponseCode::ServFail,
         }

@@ -17,6 +17,8 @@ pub(super) const TTL: u32 = 5;
 pub(super) const UDP_PAYLOAD: u16 = 1232;
 /// Addresses in one answer at most.
 const MAX_ANSWERS: usize = 500;
+/// Aliases followed inside the zone for one answer.
+const MAX_ALIASES: usize = 8;
 /// `dns-version` record of the specification that is implemented.
 const DNS_SCHEMA_VERSION: &str = "1.1.0";
 
@@ -123,21 +125,33 @@ impl Zone {
     }
 
     fn alias(&self, mut response: Message, query: &Query, target: Name, snapshot: &Snapshot) -> Outcome {
-        response.add_answer(Record::from_rdata(query.name().clone(), TTL, RData::CNAME(CNAME(target.clone()))));
-        let wants_target = matches!(query.query_type(), RecordType::A | RecordType::AAAA);
-        if !wants_target {
-            return Outcome::Answer(Box::new(response));
-        }
-        if !self.origin.zone_of(&target) {
-            return Outcome::Chase { partial: Box::new(response), target };
-        }
-        // One step is followed: an alias to an alias is left to the client, which bounds the work.
-        if let Found::Records(records) = self.lookup(&Query::query(target.clone(), query.query_type()), snapshot) {
-            for data in records {
-                response.add_answer(Record::from_rdata(target.clone(), TTL, data));
+        let kind = query.query_type();
+        let (mut name, mut target) = (query.name().clone(), target);
+        for _ in 0..MAX_ALIASES {
+            response.add_answer(Record::from_rdata(name, TTL, RData::CNAME(CNAME(target.clone()))));
+            if kind == RecordType::CNAME {
+                return Outcome::Answer(Box::new(response));
+            }
+            if !self.origin.zone_of(&target) {
+                return Outcome::Chase { partial: Box::new(response), target };
+            }
+            // The code is that of the name at the end (RFC 6604 §3).
+            match self.lookup(&Query::query(target.clone(), kind), snapshot) {
+                Found::Nothing => return self.negative(response, ResponseCode::NXDomain),
+                Found::Records(records) if records.is_empty() => {
+                    return self.negative(response, ResponseCode::NoError);
+                }
+                Found::Records(records) => {
+                    for data in records {
+                        response.add_answer(Record::from_rdata(target.clone(), TTL, data));
+                    }
+                    return Outcome::Answer(Box::new(response));
+                }
+                Found::Alias(next) => (name, target) = (target, next),
             }
         }
-        Outcome::Answer(Box::new(response))
+        // Aliases in a circle.
+        with_code(response, ResponseCode::ServFail)
     }
 
     fn answer_reverse(&self, mut response: Message, query: &Query, ip: IpAddr, snapshot: &Snapshot) -> Outcome {
@@ -303,7 +317,8 @@ fn exists(yes: bool) -> Found {
 }
 
 fn has_namespace(snapshot: &Snapshot, namespace: &str) -> bool {
-    snapshot.services.keys().any(|key| &*key.namespace == namespace)
+    let first = ServiceKey::new(namespace, "");
+    snapshot.services.range(first..).next().is_some_and(|(key, _)| &*key.namespace == namespace)
 }
 
 fn is_protocol_label(plan: &ServicePlan, label: &str) -> bool {

@@ -1,16 +1,20 @@
 //! Binds one socket per proxy thread to the same port.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Socket, TcpKeepalive, Type};
+
+use crate::snapshot::Protocol;
 
 /// Connections the kernel completes while threads are busy.
 pub(crate) const BACKLOG: i32 = 4096;
 /// Silence after which a peer is probed, and the pause between probes.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// Datagrams, in bytes, that the kernel keeps while threads are busy (it may allow less).
+const DATAGRAM_BUFFER: usize = 4 * 1024 * 1024;
 
 /// Finds out about peers that vanished without a word.
 pub(crate) fn keepalive() -> TcpKeepalive {
@@ -45,27 +49,45 @@ impl From<std::io::Error> for BindError {
     }
 }
 
-/// `count` sockets listening on `addr` with `SO_REUSEPORT`.
+/// A socket that clients can reach.
+#[derive(Debug)]
+pub(crate) enum Bound {
+    /// Listens for connections.
+    Tcp(TcpListener),
+    /// Receives datagrams.
+    Udp(UdpSocket),
+}
+
+/// `count` sockets of `protocol` on `addr` with `SO_REUSEPORT`.
 ///
 /// A first socket without that option finds out whether somebody else has the port: with it, a second instance on the
 /// machine would silently share the traffic.
-pub(crate) fn bind(addr: SocketAddr, count: usize) -> Result<Vec<TcpListener>, BindError> {
-    drop(socket(addr, false)?);
-    let listen = || -> Result<TcpListener, BindError> {
-        let socket = socket(addr, true)?;
+pub(crate) fn bind(addr: SocketAddr, protocol: Protocol, count: usize) -> Result<Vec<Bound>, BindError> {
+    drop(socket(addr, protocol, false)?);
+    let listen = || -> Result<Bound, BindError> {
+        let socket = socket(addr, protocol, true)?;
+        if protocol == Protocol::Udp {
+            // Less than wished for only means that bursts are dropped earlier.
+            let _ = socket.set_recv_buffer_size(DATAGRAM_BUFFER);
+            return Ok(Bound::Udp(socket.into()));
+        }
         // Linux hands these on to the connections, which therefore cost no calls of their own.
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&keepalive())?;
         socket.listen(BACKLOG)?;
-        Ok(socket.into())
+        Ok(Bound::Tcp(socket.into()))
     };
     (0..count).map(|_| listen()).collect()
 }
 
-fn socket(addr: SocketAddr, reuse_port: bool) -> Result<Socket, BindError> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    // Connections of a predecessor in TIME_WAIT do not count as a conflict.
-    socket.set_reuse_address(true)?;
+fn socket(addr: SocketAddr, protocol: Protocol, reuse_port: bool) -> Result<Socket, BindError> {
+    let (kind, ip_protocol) = match protocol {
+        Protocol::Tcp => (Type::STREAM, socket2::Protocol::TCP),
+        Protocol::Udp => (Type::DGRAM, socket2::Protocol::UDP),
+    };
+    let socket = Socket::new(Domain::for_address(addr), kind, Some(ip_protocol))?;
+    // Connections of a predecessor in TIME_WAIT do not count as a conflict. For UDP the option would mean sharing.
+    socket.set_reuse_address(protocol == Protocol::Tcp)?;
     socket.set_reuse_port(reuse_port)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
@@ -79,22 +101,27 @@ mod tests {
     #[test]
     fn a_taken_port_is_a_conflict_even_when_it_would_share() {
         let free: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        let check = |taken: SocketAddr, protocol: Protocol, holder: Box<dyn std::any::Any>| {
+            assert!(matches!(bind(taken, protocol, 2), Err(BindError::InUse)));
+            drop(holder);
+            let ours = bind(taken, protocol, 3).expect("three sockets on one port");
+            assert_eq!(ours.len(), 3);
+            assert!(matches!(bind(taken, protocol, 1), Err(BindError::InUse)));
+        };
         let first = TcpListener::bind(free).expect("a listener");
-        let taken = first.local_addr().expect("an address");
-        assert!(matches!(bind(taken, 2), Err(BindError::InUse)));
-        drop(first);
-        let ours = bind(taken, 3).expect("three sockets on one port");
-        assert_eq!(ours.len(), 3);
-        assert!(matches!(bind(taken, 1), Err(BindError::InUse)));
+        check(first.local_addr().expect("an address"), Protocol::Tcp, Box::new(first));
+        let first = UdpSocket::bind(free).expect("a socket");
+        check(first.local_addr().expect("an address"), Protocol::Udp, Box::new(first));
     }
 
     #[test]
     fn connections_inherit_the_options_of_their_listener() {
         let free = TcpListener::bind("127.0.0.1:0").expect("a listener").local_addr().expect("an address");
-        let ours = bind(free, 1).expect("a socket");
+        let ours = bind(free, Protocol::Tcp, 1).expect("a socket");
+        let [Bound::Tcp(listener)] = &ours[..] else { panic!("one listener") };
         let _client = std::net::TcpStream::connect(free).expect("a connection");
         // The connection is complete, so accepting does not block although the listener would not wait.
-        let (accepted, _) = ours[0].accept().expect("the connection");
+        let (accepted, _) = listener.accept().expect("the connection");
         let socket = socket2::SockRef::from(&accepted);
         assert!(socket.tcp_nodelay().expect("an option") && socket.keepalive().expect("an option"));
         assert_eq!(socket.tcp_keepalive_time().expect("an option"), KEEPALIVE_TIME);
@@ -103,7 +130,7 @@ mod tests {
     #[test]
     fn a_foreign_address_is_told_apart() {
         // Of a range that no machine has (RFC 5737), other than the one that example networks like to use.
-        let result = bind("198.51.100.77:80".parse().expect("an address"), 1);
+        let result = bind("198.51.100.77:80".parse().expect("an address"), Protocol::Tcp, 1);
         assert!(matches!(result, Err(BindError::NoAddress)), "{result:?}");
     }
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::bind::{BindError, bind};
+use super::health::HealthPorts;
 use super::{Claim, Claims, Problem, Report, Role, desired};
 use crate::hub::{Hub, SiteKey};
 use crate::proxy::Proxy;
@@ -28,6 +29,7 @@ pub(crate) struct Manager {
     bind_address: IpAddr,
     report: Arc<watch::Sender<Report>>,
     ports: BTreeMap<HostPort, Port>,
+    health: HealthPorts,
     next_id: u64,
 }
 
@@ -41,7 +43,8 @@ enum Port {
 
 impl Manager {
     pub fn new(hub: Arc<Hub>, proxy: Proxy, bind_address: IpAddr, report: Arc<watch::Sender<Report>>) -> Self {
-        Self { hub, proxy, bind_address, report, ports: BTreeMap::new(), next_id: 0 }
+        let health = HealthPorts::new(hub.clone(), bind_address);
+        Self { hub, proxy, bind_address, report, ports: BTreeMap::new(), health, next_id: 0 }
     }
 
     /// Follows the snapshots until `shutdown`, then drains for at most `grace`.
@@ -52,6 +55,7 @@ impl Manager {
             let claims = desired(&snapshot);
             self.proxy.endpoints_changed();
             self.apply(&claims).await;
+            self.health.apply(&snapshot);
             let report = self.summarize(&snapshot, &claims);
             self.report.send_if_modified(|old| {
                 let changed = *old != report;
@@ -73,7 +77,7 @@ impl Manager {
             Port::Failed { retry_at, .. } => Some(*retry_at),
             Port::Open { .. } => None,
         });
-        retries.min()
+        retries.chain(self.health.next_retry()).min()
     }
 
     /// Closes what is not wanted any more, then opens what is missing.
@@ -119,7 +123,7 @@ impl Manager {
         };
         // The snapshot may have moved on since the claims were made; the next round sees that.
         let Some(site) = self.hub.site(&winner.target) else { return };
-        let state = match bind(SocketAddr::new(self.bind_address, port.port), self.proxy.threads()) {
+        let state = match bind(SocketAddr::new(self.bind_address, port.port), port.protocol, self.proxy.threads()) {
             Ok(sockets) => {
                 self.next_id += 1;
                 tracing::info!(port = port.port, owner = winner.owner, "listening");
@@ -156,6 +160,10 @@ impl Manager {
                 entry.problems.extend(problem);
             }
         }
+        for (service, port, error) in self.health.problems() {
+            let problem = bind_problem(port, self.bind_address, error);
+            report.services.entry(service.clone()).or_default().problems.push(problem);
+        }
         report.services.retain(|key, _| snapshot.services.contains_key(key));
         report
     }
@@ -173,7 +181,7 @@ fn bind_problem(port: u16, address: IpAddr, error: &BindError) -> Problem {
         BindError::InUse => Problem {
             reason: "PortConflict",
             message: format!(
-                "Port {port} on {address} is in use by another program. Stop that program (`ss -ltnp 'sport = :{port}'` \
+                "Port {port} on {address} is in use by another program. Stop that program (`ss -lntup 'sport = :{port}'` \
                  shows it) or give the Service another port; it is tried again automatically."
             ),
         },

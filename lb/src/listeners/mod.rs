@@ -4,6 +4,7 @@
 //! the proxy threads; [`status`] tells users: `Service.status.loadBalancer` and Events. Nothing here touches traffic.
 
 pub(crate) mod bind;
+pub(crate) mod health;
 pub(crate) mod manager;
 pub(crate) mod status;
 
@@ -128,8 +129,9 @@ mod tests {
     fn load_balancer_ports_and_node_ports_are_listened_on() {
         let ports = json!([{"port": 80, "nodePort": 30080}, {"port": 53, "protocol": "UDP", "nodePort": 30053}]);
         let got = winners(&[service("a", "2026-01-01T00:00:00Z", "LoadBalancer", ports.clone())]);
-        assert_eq!(got, [(80, vec!["Service d/a".to_owned()]), (30080, vec!["Service d/a".to_owned()])]);
-        assert_eq!(winners(&[service("a", "2026-01-01T00:00:00Z", "NodePort", ports.clone())]).len(), 1);
+        let owner = || vec!["Service d/a".to_owned()];
+        assert_eq!(got, [(53, owner()), (80, owner()), (30053, owner()), (30080, owner())]);
+        assert_eq!(winners(&[service("a", "2026-01-01T00:00:00Z", "NodePort", ports.clone())]).len(), 2);
         assert!(winners(&[service("a", "2026-01-01T00:00:00Z", "ClusterIP", ports)]).is_empty());
     }
 

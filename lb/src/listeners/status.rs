@@ -59,21 +59,7 @@ fn plan_ops(snapshot: &Snapshot, report: &Report, ip: &str, told: &BTreeMap<Serv
 /// What a user should know about a Service's listeners.
 fn problems_of(plan: &ServicePlan, report: &Report) -> Vec<Problem> {
     let listeners = report.services.get(&plan.key).into_iter().flat_map(|service| &service.problems);
-    listeners.cloned().chain(unsupported(plan)).collect()
-}
-
-/// A load balancer port that this version does not serve.
-fn unsupported(plan: &ServicePlan) -> Option<Problem> {
-    let udp = |port: &&crate::snapshot::PortPlan| port.protocol != crate::snapshot::Protocol::Tcp;
-    let port = plan.ports.iter().find(udp).filter(|_| plan.kind == ServiceType::LoadBalancer)?;
-    Some(Problem {
-        reason: "UnsupportedProtocol",
-        message: format!(
-            "Port {} is UDP, which the load balancer does not serve on the host; it is reachable by ClusterIP and \
-             node port.",
-            port.port
-        ),
-    })
+    listeners.cloned().collect()
 }
 
 /// Keeps statuses right until `shutdown`.

@@ -6,26 +6,30 @@
 
 mod buffer;
 mod chunked;
+mod datagram;
 mod drain;
 mod exchange;
 mod fields;
 mod http;
 mod pool;
+mod proxy_protocol;
 mod record;
 mod request;
 mod response;
 pub(crate) mod site;
+mod sni;
 mod tcp;
 mod tunnel;
+mod udp;
 mod worker;
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::ProxyConfig;
+use crate::listeners::bind::Bound;
 use site::SiteCell;
 use worker::Command;
 
@@ -84,7 +88,7 @@ impl Proxy {
     }
 
     /// Serves `site` on `sockets`, one per thread, all bound to the same address with `SO_REUSEPORT`.
-    pub async fn open(&self, id: u64, sockets: Vec<TcpListener>, site: &Arc<SiteCell>) {
+    pub async fn open(&self, id: u64, sockets: Vec<Bound>, site: &Arc<SiteCell>) {
         for (worker, socket) in self.workers.iter().zip(sockets) {
             // A worker that is gone has closed everything already.
             let _ = worker.send(Command::Open { id, socket, site: site.clone() }).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::route::{HttpTable, Resolve, Weighted, choose_share};
-use crate::snapshot::routes::{HostPattern, L4Plan, ListenerPlan, Mode, RuleId, TlsSite};
+use crate::snapshot::routes::{HostPattern, L4Plan, ListenerPlan, Mode, RuleId, TlsAction, TlsSite};
 use crate::stats::RouteStats;
 
 /// Where a listener finds what it serves now.
@@ -112,8 +112,13 @@ impl L4 {
 
 impl TlsTable {
     fn compile(sites: &[TlsSite], resolve: &mut impl Resolve) -> Self {
-        let _ = (sites, resolve);
-        Self::default()
+        let passthrough = sites.iter().filter_map(|TlsSite { host, action }| match action {
+            TlsAction::Passthrough(to) => {
+                Some((host.clone(), TlsMode::Passthrough(Arc::new(L4::compile(to, resolve)))))
+            }
+            TlsAction::Http { .. } | TlsAction::Terminate { .. } => None,
+        });
+        Self { sites: passthrough.collect() }
     }
 }
 

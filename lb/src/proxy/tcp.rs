@@ -1,8 +1,10 @@
 //! Plain TCP: accept, connect to an endpoint, copy both ways until both sides are done.
 //!
 //! Connections whose endpoint leaves the Service, or whose Service goes, are left to finish; only the end of the
-//! listener's drain closes them. There is no idle timeout; TCP keep-alive finds dead peers.
+//! listener's drain closes them. Silence ends a connection only where a policy says how long; TCP keep-alive finds dead
+//! peers. With TLS passthrough the bytes are TLS, which makes no difference here.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +15,9 @@ use tokio::net::TcpStream;
 
 use super::drain::{Drain, Phase};
 use super::pool;
-use super::site::L4;
+use super::proxy_protocol;
+use super::site::{L4, TlsMode, TlsTable};
+use super::sni;
 use super::tunnel::{self, Direction};
 use super::worker::{Active, Worker};
 use crate::backend::{Backend, EndpointState, Tried};
@@ -23,31 +27,43 @@ use crate::stats::add;
 
 /// Endpoints tried for a connection.
 const MAX_CONNECT_ATTEMPTS: usize = 8;
+/// Longest wait for a ClientHello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A silence is noticed at the latest this share of the longest one after it became too long.
+const SILENCE_STEPS: u32 = 4;
 
 /// Serves one client connection.
 pub(crate) async fn serve(worker: &Rc<Worker>, mut client: TcpStream, peer: SocketAddr, l4: &L4, drain: &Rc<Drain>) {
     let cell = l4.share(rand::random()).and_then(|share| share.cell.as_ref());
     let Some(backend) = cell.map(|cell| cell.load_full()) else { return };
     let _active = Active::new(backend.stats.clone(), worker.index);
-    let Ok(_permit) = balance::enter_connection(&backend) else { return };
-    let Some((endpoint, upstream)) = connect(worker, &backend, peer).await else {
-        // A reset tells the client apart from an orderly end that nothing was served.
-        let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
-        return;
-    };
+    add(&l4.stats.shard(worker.index).requests, 1);
+    // A reset tells the client apart from an orderly end that nothing was served.
+    let refuse = |client: &TcpStream| drop(SockRef::from(client).set_linger(Some(Duration::ZERO)));
+    let Ok(_permit) = balance::enter_connection(&backend) else { return refuse(&client) };
+    let Some((endpoint, mut upstream)) = connect(worker, &backend, peer).await else { return refuse(&client) };
+    if let (Some(version), Ok(local)) = (backend.policy.send_proxy, client.local_addr())
+        && proxy_protocol::send(&mut upstream, version, peer, local).await.is_err()
+    {
+        return refuse(&client);
+    }
     // The client's side has it from its listener.
     let _ = SockRef::from(&upstream).set_tcp_keepalive(&keepalive());
     let thread = worker.index;
     let _in_flight = InFlight::begin(endpoint.clone(), thread);
     let shard = backend.stats.shard(thread);
-    let count = |direction, bytes| match direction {
-        Direction::FromClient => {
-            add(&shard.bytes_in, bytes);
-            endpoint.usage().inspect(|usage| usage.received(thread, bytes));
-        }
-        Direction::ToClient => {
-            add(&shard.bytes_out, bytes);
-            endpoint.usage().inspect(|usage| usage.sent(thread, bytes));
+    let active = Cell::new(true);
+    let count = |direction, bytes| {
+        active.set(true);
+        match direction {
+            Direction::FromClient => {
+                add(&shard.bytes_in, bytes);
+                endpoint.usage().inspect(|usage| usage.received(thread, bytes));
+            }
+            Direction::ToClient => {
+                add(&shard.bytes_out, bytes);
+                endpoint.usage().inspect(|usage| usage.sent(thread, bytes));
+            }
         }
     };
     let (mut reader, mut writer) = client.split();
@@ -59,6 +75,37 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut client: TcpStream, peer: Sock
             }
         }
         () = drain.reached(Phase::Aborting) => {}
+        () = silence(l4.idle_timeout, &active) => tracing::trace!(%peer, "connection was silent for too long"),
+    }
+}
+
+/// Ends when nothing was counted for `longest` (or a quarter more); never, if there is no limit.
+async fn silence(longest: Option<Duration>, active: &Cell<bool>) {
+    let Some(longest) = longest else { return std::future::pending().await };
+    let mut silent = 0;
+    while silent < SILENCE_STEPS {
+        active.set(false);
+        tokio::time::sleep(longest / SILENCE_STEPS).await;
+        silent = if active.get() { 0 } else { silent + 1 };
+    }
+}
+
+/// Serves a TLS connection that stays TLS: by the name in its ClientHello, which the endpoint sees as it came.
+pub(crate) async fn passthrough(
+    worker: &Rc<Worker>,
+    client: TcpStream,
+    peer: SocketAddr,
+    table: &TlsTable,
+    drain: &Rc<Drain>,
+) {
+    let name = match sni::peek(&client, HELLO_TIMEOUT).await {
+        Ok(hello) => hello.server_name.unwrap_or_default(),
+        Err(error) => return tracing::trace!(%peer, %error, "connection refused"),
+    };
+    // Without a name only a site for any name will do.
+    match table.sites.iter().find(|(pattern, _)| pattern.matches(&name)) {
+        Some((_, TlsMode::Passthrough(l4))) => serve(worker, client, peer, l4, drain).await,
+        _ => tracing::trace!(%peer, name, "nothing is served under this name"),
     }
 }
 
@@ -70,7 +117,8 @@ async fn connect(worker: &Worker, backend: &Backend, peer: SocketAddr) -> Option
     for _ in 0..MAX_CONNECT_ATTEMPTS {
         let (index, endpoint) = backend.choose(&choice, tried)?;
         let started = Instant::now();
-        match pool::connect(endpoint.addr, worker.config.connect_timeout).await {
+        let timeout = backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout);
+        match pool::connect(endpoint.addr, timeout).await {
             Ok(stream) => {
                 endpoint.report(&backend.policy, Outcome::Connected(started.elapsed()), worker.index);
                 add(&shard.upstream_opened, 1);

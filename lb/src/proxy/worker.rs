@@ -16,9 +16,9 @@ use super::buffer::Stock;
 use super::drain::{Drain, Phase};
 use super::pool::Pool;
 use super::site::{SiteCell, SiteMode};
-use super::{http, tcp};
+use super::{http, proxy_protocol, tcp, udp};
 use crate::config::ProxyConfig;
-use crate::listeners::bind::BACKLOG;
+use crate::listeners::bind::{BACKLOG, Bound};
 use crate::stats::{ServiceStats, add, sub};
 
 /// Pause after a failed accept (usually: out of file descriptors).
@@ -29,7 +29,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// What a worker is told.
 pub(crate) enum Command {
     /// Serve `site` on `socket`.
-    Open { id: u64, socket: std::net::TcpListener, site: Arc<SiteCell> },
+    Open { id: u64, socket: Bound, site: Arc<SiteCell> },
     /// Close that listener's socket, then answer; connections drain.
     Close { id: u64, closed: oneshot::Sender<()> },
     /// Look through the idle upstream connections now.
@@ -47,6 +47,13 @@ pub(crate) struct Worker {
     pub stock: Stock,
     connections: Cell<usize>,
     idle: Notify,
+}
+
+impl Worker {
+    /// Whether the thread has as many connections and sessions as it may have.
+    pub fn is_full(&self) -> bool {
+        self.connections.get() >= self.config.max_connections_per_thread
+    }
 }
 
 /// A listener of this thread.
@@ -125,18 +132,28 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     worker.pool.borrow_mut().clear();
 }
 
-fn open(worker: &Rc<Worker>, socket: std::net::TcpListener, site: Arc<SiteCell>) -> Option<Listener> {
-    let socket = TcpListener::from_std(socket)
-        .inspect_err(|error| tracing::error!(%error, "a listener socket cannot be watched for connections"))
-        .ok()?;
+fn open(worker: &Rc<Worker>, socket: Bound, site: Arc<SiteCell>) -> Option<Listener> {
     let drain = Rc::new(Drain::new());
     let (closed_tx, closed) = oneshot::channel();
-    let (worker, accept_drain) = (worker.clone(), drain.clone());
-    tokio::task::spawn_local(async move {
-        accept_loop(&worker, &socket, &site, &accept_drain).await;
-        drop(socket);
-        let _ = closed_tx.send(());
-    });
+    let (worker, listener_drain) = (worker.clone(), drain.clone());
+    let watched = |error: &std::io::Error| tracing::error!(%error, "a listener socket cannot be watched");
+    match socket {
+        Bound::Tcp(socket) => {
+            let socket = TcpListener::from_std(socket).inspect_err(watched).ok()?;
+            tokio::task::spawn_local(async move {
+                accept_loop(&worker, &socket, &site, &listener_drain).await;
+                drop(socket);
+                let _ = closed_tx.send(());
+            });
+        }
+        Bound::Udp(socket) => {
+            tokio::task::spawn_local(async move {
+                // Its sockets are closed when it returns.
+                let _ = udp::serve(&worker, socket, &site, &listener_drain).await.inspect_err(watched);
+                let _ = closed_tx.send(());
+            });
+        }
+    }
     Some(Listener { drain, closed })
 }
 
@@ -171,18 +188,26 @@ async fn accept_loop(worker: &Rc<Worker>, socket: &TcpListener, site: &Arc<SiteC
     }
 }
 
-fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, site: &Arc<SiteCell>, drain: &Rc<Drain>) {
-    if worker.connections.get() >= worker.config.max_connections_per_thread {
+fn connection(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, site: &Arc<SiteCell>, drain: &Rc<Drain>) {
+    if worker.is_full() {
         return;
     }
     let guard = ConnectionGuard::new(worker.clone());
     let (worker, site, drain) = (worker.clone(), site.clone(), drain.clone());
     tokio::task::spawn_local(async move {
         let now = site.load_full();
+        let peer = match &now.accept_proxy {
+            None => peer,
+            Some(trusted) => match proxy_protocol::accept(&mut stream, peer, trusted).await {
+                Ok(client) => client,
+                Err(error) => return tracing::debug!(%peer, %error, "connection refused"),
+            },
+        };
         match &now.mode {
             SiteMode::Http(_) => http::serve(worker, stream, peer, site, drain).await,
             SiteMode::Tcp(l4) => tcp::serve(&worker, stream, peer, l4, &drain).await,
-            SiteMode::Gone | SiteMode::Tls(_) | SiteMode::Udp(_) => {}
+            SiteMode::Tls(table) => tcp::passthrough(&worker, stream, peer, table, &drain).await,
+            SiteMode::Gone | SiteMode::Udp(_) => {}
         }
         drop(guard);
     });

@@ -17,7 +17,7 @@ use crate::hub::Hub;
 use crate::snapshot::Snapshot;
 pub use nft::NftError;
 pub use render::RenderConfig;
-use render::{Model, model};
+use render::Table;
 
 /// First and longest pause before a table that could not be programmed is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -30,7 +30,8 @@ pub(crate) async fn run(table: &str, hub: Arc<Hub>, shutdown: CancellationToken)
     let mut snapshots = hub.subscribe();
     // The empty snapshot before the first list must not take running pods' Services away.
     snapshots.mark_unchanged();
-    let mut in_force: Option<Model> = None;
+    let mut table_state = Table::default();
+    let mut in_force = false;
     let mut wanted_once = false;
     let mut pause = RETRY_MIN;
     let mut warned = false;
@@ -43,7 +44,7 @@ pub(crate) async fn run(table: &str, hub: Arc<Hub>, shutdown: CancellationToken)
             if let Some(pod_cidr) = snapshot.node.pod_cidr.as_deref().filter(|_| config.bridge_netfilter) {
                 hairpin::enable(pod_cidr).await;
             }
-            match program(model(&snapshot, &config), &mut in_force).await {
+            match program(&mut table_state, &snapshot, &config, &mut in_force).await {
                 Ok(()) => {
                     pause = RETRY_MIN;
                     warned = false;
@@ -66,29 +67,34 @@ pub(crate) async fn run(table: &str, hub: Arc<Hub>, shutdown: CancellationToken)
     }
 }
 
-/// Brings the kernel from `in_force` to `wanted` in one transaction; from scratch when the difference does not apply
-/// (somebody flushed the ruleset).
-async fn program(wanted: Model, in_force: &mut Option<Model>) -> Result<(), NftError> {
-    if let Some(old) = in_force.take() {
-        let script = wanted.script_from(&old);
-        if script.is_empty() || nft::apply(&script).await.is_ok() {
-            *in_force = Some(wanted);
-            return Ok(());
-        }
+/// Brings the kernel to `snapshot` in one transaction; from scratch when what was `in_force` is not known, or the difference does
+/// not apply (somebody flushed the ruleset).
+async fn program(
+    table: &mut Table,
+    snapshot: &Snapshot,
+    config: &RenderConfig,
+    in_force: &mut bool,
+) -> Result<(), NftError> {
+    let difference = table.update(snapshot, config);
+    if std::mem::replace(in_force, false) && (difference.is_empty() || nft::apply(&difference).await.is_ok()) {
+        *in_force = true;
+        return Ok(());
     }
-    nft::apply(&wanted.script()).await?;
-    *in_force = Some(wanted);
+    nft::apply(&table.script()).await?;
+    *in_force = true;
     Ok(())
 }
 
 /// The script that makes the table for `snapshot` from scratch. Pure.
 pub fn render(snapshot: &Snapshot, config: &RenderConfig) -> String {
-    model(snapshot, config).script()
+    Table::default().update(snapshot, config)
 }
 
 /// The script from the table of `old` to that of `new`; empty when they are the same. Pure.
 pub fn render_change(old: &Snapshot, new: &Snapshot, config: &RenderConfig) -> String {
-    model(new, config).script_from(&model(old, config))
+    let mut table = Table::default();
+    table.update(old, config);
+    table.update(new, config)
 }
 
 /// The script that removes the table `table`, whether or not it is there. Pure.

@@ -130,6 +130,10 @@ pub struct ServicePlan {
     pub ports: Vec<PortPlan>,
     /// Addresses DNS answers with when the Service is headless, by address.
     pub hosts: Vec<HostPlan>,
+    /// `spec.healthCheckNodePort`, with `externalTrafficPolicy: Local`.
+    pub health_check_node_port: Option<u16>,
+    /// Addresses of ready endpoints on the own node.
+    pub local_ready: usize,
     /// `status.loadBalancer.ingress[].ip` as last seen.
     pub ingress: Vec<String>,
 }
@@ -202,10 +206,6 @@ pub struct NodePlan {
     pub pod_cidr: Option<String>,
     /// Annotation `scaleup.dev/pod-gateway`: the address pods use as their resolver.
     pub pod_gateway: Option<IpAddr>,
-    /// Zone it is in.
-    pub zone: Option<Arc<str>>,
-    /// Region it is in.
-    pub region: Option<Arc<str>>,
 }
 
 /// All Services at one moment. Cheap to clone: Services are shared between snapshots.

@@ -95,6 +95,8 @@ pub(super) fn plan_service(
         client_ip_affinity: client_ip_affinity(spec),
         ports,
         hosts: hosts(slices),
+        health_check_node_port: health_check_node_port(spec, kind),
+        local_ready: local_ready(slices, &config.node_name),
         ingress: ingress(service),
     }
 }
@@ -105,6 +107,22 @@ fn client_ip_affinity(spec: &ServiceSpec) -> Option<Duration> {
     let seconds = config.and_then(|config| config.timeout_seconds).and_then(|seconds| u64::try_from(seconds).ok());
     let on = spec.session_affinity.as_deref() == Some("ClientIP");
     on.then(|| seconds.map_or(DEFAULT_AFFINITY, Duration::from_secs))
+}
+
+/// Other load balancers ask there which nodes have endpoints; upstream allocates it for type LoadBalancer only.
+fn health_check_node_port(spec: &ServiceSpec, kind: ServiceType) -> Option<u16> {
+    let local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let outside = matches!(kind, ServiceType::LoadBalancer | ServiceType::NodePort);
+    let port = spec.health_check_node_port.filter(|_| local && outside)?;
+    u16::try_from(port).ok().filter(|port| *port != 0)
+}
+
+/// Distinct addresses of ready endpoints on `node`.
+fn local_ready(slices: &[&EndpointSlice], node: &str) -> usize {
+    let ready = |e: &&Endpoint| e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true);
+    let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
+    let local = endpoints.filter(|e| e.node_name.as_deref() == Some(node)).filter(ready);
+    local.filter_map(first_address).collect::<std::collections::BTreeSet<_>>().len()
 }
 
 fn service_type(spec: &ServiceSpec) -> ServiceType {
@@ -444,6 +462,27 @@ mod tests {
         let plan = planned(spec, endpoints);
         assert_eq!(addresses(&plan.ports[0].internal), ["10.1.0.1:8080", "10.1.0.2:8080"]);
         assert_eq!(addresses(&plan.ports[0].external), ["10.1.0.1:8080"]);
+    }
+
+    #[test]
+    fn health_check_ports_are_those_of_local_services() {
+        let endpoints = || {
+            json!([
+                {"addresses": ["10.1.0.1"], "nodeName": "n1"},
+                {"addresses": ["10.1.0.2"], "nodeName": "n1", "conditions": {"ready": false, "serving": true}},
+                {"addresses": ["10.1.0.3"], "nodeName": "n2"},
+            ])
+        };
+        let check = |policy: &str, kind: &str, port: i32, expected: Option<u16>| {
+            let spec = json!({"type": kind, "externalTrafficPolicy": policy, "healthCheckNodePort": port,
+                "ports": http_port()});
+            let plan = planned(spec, endpoints());
+            assert_eq!((plan.health_check_node_port, plan.local_ready), (expected, 1), "{policy} {kind} {port}");
+        };
+        check("Local", "LoadBalancer", 31000, Some(31000));
+        check("Cluster", "LoadBalancer", 31000, None);
+        check("Local", "ClusterIP", 31000, None);
+        check("Local", "LoadBalancer", 70000, None);
     }
 
     #[test]

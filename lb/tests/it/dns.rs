@@ -54,6 +54,9 @@ fn objects() -> Snapshot {
         service("many", json!({"clusterIP": "None"})),
         service("out", json!({"type": "ExternalName", "externalName": "www.example.com"})),
         service("in", json!({"type": "ExternalName", "externalName": "web.shop.svc.cluster.local"})),
+        service("twice", json!({"type": "ExternalName", "externalName": "in.shop.svc.cluster.local."})),
+        service("lost", json!({"type": "ExternalName", "externalName": "nope.shop.svc.cluster.local"})),
+        service("round", json!({"type": "ExternalName", "externalName": "round.shop.svc.cluster.local"})),
     ];
     let slices = [serde_json::from_value(slice).unwrap(), serde_json::from_value(many).unwrap()];
     plan(&services, &slices, &PlanConfig::default())
@@ -116,7 +119,9 @@ async fn lookup(dns: &Dns, name: &str, kind: RecordType) -> (ResponseCode, Vec<S
     let mut answers: Vec<String> =
         reply.answers.iter().map(|record| format!("{} {}", record.record_type(), record.data)).collect();
     answers.sort();
-    let negative = reply.answers.is_empty() && name.contains("cluster.local");
+    let nothing = reply.answers.iter().all(|record| record.record_type() != kind);
+    let negative =
+        nothing && name.contains("cluster.local") && reply.metadata.response_code != ResponseCode::ServFail;
     assert_eq!(reply.authorities.iter().any(|r| r.record_type() == RecordType::SOA), negative, "SOA for {name}");
     if let Some(record) = reply.answers.first().filter(|_| name.contains("cluster.local")) {
         assert_eq!(record.ttl, 5);
@@ -157,6 +162,24 @@ async fn names_of_services_and_pods_are_answered() {
             ("10.0.96.10.in-addr.arpa.", PTR, NXDomain, &[]),
             ("in.shop.svc.cluster.local.", CNAME, NoError, &["CNAME web.shop.svc.cluster.local."]),
             ("in.shop.svc.cluster.local.", A, NoError, &["A 10.96.0.10", "CNAME web.shop.svc.cluster.local."]),
+            (
+                "twice.shop.svc.cluster.local.",
+                A,
+                NoError,
+                &["A 10.96.0.10", "CNAME in.shop.svc.cluster.local.", "CNAME web.shop.svc.cluster.local."],
+            ),
+            ("lost.shop.svc.cluster.local.", A, NXDomain, &["CNAME nope.shop.svc.cluster.local."]),
+            ("in.shop.svc.cluster.local.", TXT, NoError, &["CNAME web.shop.svc.cluster.local."]),
+            ("db-0.db.shop.svc.cluster.local.", AAAA, NoError, &[]),
+            ("10-244-0-5.db.shop.svc.cluster.local.", A, NXDomain, &[]),
+            ("db-0.web.shop.svc.cluster.local.", A, NXDomain, &[]),
+            ("2001-db8--1.shop.pod.cluster.local.", AAAA, NoError, &["AAAA 2001:db8::1"]),
+            ("10-0-0-9.nope.pod.cluster.local.", A, NXDomain, &[]),
+            // What the search list makes of a name with few dots (ndots:5), until the name itself is tried.
+            ("web.shop.svc.cluster.local.other.svc.cluster.local.", A, NXDomain, &[]),
+            ("web.shop.svc.svc.cluster.local.", A, NXDomain, &[]),
+            ("web.shop.shop.svc.cluster.local.", A, NXDomain, &[]),
+            ("web.shop.svc.cluster.local.cluster.local.", A, NXDomain, &[]),
             ("nope.shop.svc.cluster.local.", A, NXDomain, &[]),
             ("web.nope.svc.cluster.local.", A, NXDomain, &[]),
             ("shop.svc.cluster.local.", A, NoError, &[]),
@@ -268,6 +291,62 @@ async fn other_names_are_forwarded_and_aliases_resolved() {
     let (code, answers) = lookup(&dns, "out.shop.svc.cluster.local.", RecordType::A).await;
     assert_eq!(code, ResponseCode::NoError);
     assert_eq!(answers, ["A 192.0.2.80", "CNAME cdn.example.net.", "CNAME www.example.com."]);
+}
+
+/// A resolver that answers every question with `code` after a while, and counts them.
+async fn slow_upstream(port: u16, code: ResponseCode) -> (SocketAddr, Arc<std::sync::atomic::AtomicUsize>) {
+    let addr = SocketAddr::new(own_ip().into(), port);
+    let socket = Arc::new(UdpSocket::bind(addr).await.unwrap());
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = asked.clone();
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        loop {
+            let (length, peer) = socket.recv_from(&mut buffer).await.unwrap();
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let request = Message::from_vec(&buffer[..length]).unwrap();
+            let mut reply = Message::response(request.metadata.id, OpCode::Query);
+            reply.metadata.response_code = code;
+            reply.add_query(request.queries[0].clone());
+            if code == ResponseCode::NoError {
+                let name = request.queries[0].name().clone();
+                reply.add_answer(Record::from_rdata(name, 300, RData::A(A::new(192, 0, 2, 81))));
+            }
+            let socket = socket.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                socket.send_to(&reply.to_vec().unwrap(), peer).await.unwrap();
+            });
+        }
+    });
+    (addr, asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_question_is_asked_once_and_a_refusing_resolver_is_passed_over() {
+    let (refusing, refused) = slow_upstream(5302, ResponseCode::Refused).await;
+    let (knowing, asked) = slow_upstream(5303, ResponseCode::NoError).await;
+    let dns = start(&format!("nameserver {refusing}\nnameserver {knowing}\n")).await;
+    let expected = (ResponseCode::NoError, vec!["A 192.0.2.81".to_owned()]);
+    let spellings = ["a.example.com.", "A.example.com.", "a.EXAMPLE.com."];
+    let all = spellings.iter().cycle().take(12).map(|name| lookup(&dns, name, RecordType::A));
+    for got in futures::future::join_all(all).await {
+        assert_eq!(got, expected);
+    }
+    assert_eq!(lookup(&dns, "a.example.com.", RecordType::A).await, expected);
+    let counts = [&refused, &asked].map(|count| count.load(std::sync::atomic::Ordering::Relaxed));
+    assert_eq!(counts, [1, 1], "asked once, whoever waits and whatever comes later");
+    let reply = ask(&dns, &question("A.Example.Com.", RecordType::A)).await;
+    assert_eq!(reply.queries[0].name().to_string(), "A.Example.Com.", "the client's spelling");
+    assert!(reply.answers[0].ttl <= 300);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_circle_of_aliases_is_an_error() {
+    let dns = start("").await;
+    let (code, answers) = lookup(&dns, "round.shop.svc.cluster.local.", RecordType::A).await;
+    assert_eq!(code, ResponseCode::ServFail);
+    assert!(answers.len() < 20, "{answers:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -186,6 +186,28 @@ fn check_table(net: &mut Net, config: &RenderConfig) {
     net.apply(&render_change(&none, &sticky, config));
     assert_eq!(net.connect_often(&pod, "10.96.0.10", 5432, 10).len(), 1);
 
+    // A client stays where it is when others come and go, and the timeout is the Service's.
+    let at = net.connect(&pod, "10.96.0.10", 5432);
+    let more = snapshot(&[ENDPOINTS[0], ENDPOINTS[1], "10.99.1.3"], json!({"sessionAffinity": "ClientIP"}));
+    net.apply(&render_change(&sticky, &more, config));
+    assert_eq!(net.connect_often(&pod, "10.96.0.10", 5432, 20), [at].into());
+    let listed = net.on(&node, &["nft", "list", "ruleset"]);
+    assert!(listed.contains("timeout 3h") && listed.contains(&format!("{POD_IP} expires")), "{listed}");
+    let brief = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 1}}});
+    let short = snapshot(&ENDPOINTS, brief);
+    net.apply(&render_change(&more, &short, config));
+    // Once the timeout is over a client may be sent elsewhere.
+    let mut seen = BTreeSet::new();
+    for _ in 0..12 {
+        seen.insert(net.connect(&pod, "10.96.0.10", 5432));
+        if seen.len() == 2 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1_200));
+    }
+    assert_eq!(seen, ENDPOINTS.map(str::to_owned).into());
+    let sticky = short;
+
     assert_eq!(render_change(&sticky, &sticky, config), "");
     net.apply(&render_removal("scaleup-test 1"));
     assert_eq!(net.on(&node, &["nft", "list", "tables"]), "");
@@ -209,6 +231,6 @@ fn ten_thousand_services_are_one_script() {
     assert!(render(&before, &config("t", false)).matches("dnat to").count() == 10_000);
     compiler.delete_service(&serde_json::from_value(json!({"metadata": {"name": "s7", "namespace": "d"}})).unwrap());
     let change = render_change(&before, &compiler.snapshot(), &config("t", false));
-    assert_eq!(change.lines().count(), 2, "{change}");
+    assert_eq!(change.lines().count(), 2, "one element and one chain: {change}");
     assert!(change.contains("delete element ip t services { 10.96.0.7 . tcp . 80 }"), "{change}");
 }

@@ -45,6 +45,7 @@ pub fn snapshot(port_name: &str, endpoints: &[SocketAddr], extra_spec: Value) ->
     if let (Some(spec), Some(extra)) = (spec.as_object_mut(), extra_spec.as_object()) {
         spec.extend(extra.clone());
     }
+    let protocol = spec["ports"][0].get("protocol").cloned().unwrap_or_else(|| "TCP".into());
     let service = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u"}, "spec": spec});
     let slices: Vec<_> = endpoints
         .iter()
@@ -53,7 +54,7 @@ pub fn snapshot(port_name: &str, endpoints: &[SocketAddr], extra_spec: Value) ->
             let slice = json!({
                 "metadata": {"name": format!("web-{i}"), "namespace": "shop",
                              "labels": {"kubernetes.io/service-name": "web"}},
-                "addressType": "IPv4", "ports": [{"name": port_name, "port": addr.port()}],
+                "addressType": "IPv4", "ports": [{"name": port_name, "port": addr.port(), "protocol": protocol}],
                 "endpoints": [{"addresses": [addr.ip().to_string()],
                                "targetRef": {"kind": "Pod", "uid": format!("pod-{addr}")}}],
             });
@@ -78,6 +79,15 @@ impl Lab {
     }
 
     pub async fn start(port_name: &'static str, endpoints: &[SocketAddr], configure: impl FnOnce(&mut Config)) -> Self {
+        Self::start_with(port_name, endpoints, json!({}), configure).await
+    }
+
+    pub async fn start_with(
+        port_name: &'static str,
+        endpoints: &[SocketAddr],
+        extra_spec: Value,
+        configure: impl FnOnce(&mut Config),
+    ) -> Self {
         let ip = own_ip();
         let mut config = Config::new("n1");
         config.bind_address = ip.into();
@@ -93,13 +103,17 @@ impl Lab {
             async move { lb.run_standalone(shutdown).await }
         });
         let lab = Self { lb, addr: SocketAddr::new(ip.into(), SERVICE_PORT), port_name, shutdown, run };
-        lab.set(endpoints);
+        lab.set_with(endpoints, extra_spec);
         assert!(tokio::time::timeout(PATIENCE, lab.lb.wait_bound(&key())).await.unwrap(), "the port is bound");
         lab
     }
 
     pub fn set(&self, endpoints: &[SocketAddr]) {
-        self.lb.publish(snapshot(self.port_name, endpoints, json!({})));
+        self.set_with(endpoints, json!({}));
+    }
+
+    pub fn set_with(&self, endpoints: &[SocketAddr], extra_spec: Value) {
+        self.lb.publish(snapshot(self.port_name, endpoints, extra_spec));
     }
 
     pub fn totals(&self) -> ServiceTotals {
