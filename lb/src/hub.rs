@@ -338,7 +338,7 @@ impl State {
                 SiteMode::Http(Arc::new(HttpTable::only(Arc::new(rule))))
             }
             (_, protocol) => {
-                let share = Weighted { cell: Some(cell), weight: 1, filters: Box::default() };
+                let share = Weighted::all_of(cell);
                 let idle_timeout = port.requests.idle_timeout;
                 let l4 = Arc::new(L4 { id, shares: Box::new([share]), total_weight: 1, idle_timeout, stats });
                 if protocol == Protocol::Tcp { SiteMode::Tcp(l4) } else { SiteMode::Udp(l4) }
@@ -358,7 +358,7 @@ impl State {
     fn update_listeners(&mut self, old: &Snapshot, snapshot: &Snapshot, threads: usize) {
         for (port, plan) in &snapshot.listeners {
             if old.listeners.get(port).is_none_or(|before| !Arc::ptr_eq(before, plan)) {
-                let site = compile_site(plan, &mut Cells { state: self, threads });
+                let site = compile_site(plan, port.port, &mut Cells { state: self, threads });
                 self.set_site(SiteKey::Listener(*port), site);
             }
         }

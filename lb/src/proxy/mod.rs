@@ -4,18 +4,27 @@
 //! This module starts the threads and hands them sockets. It does not know Services: a socket comes with the
 //! [`site::Site`] to serve.
 
+mod attempt;
 mod buffer;
 mod chunked;
+mod decide;
+mod dispatch;
 mod drain;
 mod exchange;
 mod fields;
+mod filters;
+mod hedge;
 mod http;
+mod io;
+mod mirror;
+mod path;
 mod pool;
 mod record;
 mod request;
 mod response;
 pub(crate) mod site;
 mod tcp;
+mod tls;
 mod tunnel;
 mod worker;
 

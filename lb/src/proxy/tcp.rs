@@ -12,6 +12,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::drain::{Drain, Phase};
+use super::io::Stream;
 use super::pool;
 use super::site::L4;
 use super::tunnel::{self, Direction};
@@ -25,14 +26,14 @@ use crate::stats::add;
 const MAX_CONNECT_ATTEMPTS: usize = 8;
 
 /// Serves one client connection.
-pub(crate) async fn serve(worker: &Rc<Worker>, mut client: TcpStream, peer: SocketAddr, l4: &L4, drain: &Rc<Drain>) {
+pub(crate) async fn serve(worker: &Rc<Worker>, mut client: impl Stream, peer: SocketAddr, l4: &L4, drain: &Rc<Drain>) {
     let cell = l4.share(rand::random()).and_then(|share| share.cell.as_ref());
     let Some(backend) = cell.map(|cell| cell.load_full()) else { return };
     let _active = Active::new(backend.stats.clone(), worker.index);
     let Ok(_permit) = balance::enter_connection(&backend) else { return };
     let Some((endpoint, upstream)) = connect(worker, &backend, peer).await else {
         // A reset tells the client apart from an orderly end that nothing was served.
-        let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
+        let _ = client.with_tcp(|tcp| SockRef::from(tcp).set_linger(Some(Duration::ZERO)));
         return;
     };
     // The client's side has it from its listener.
@@ -50,7 +51,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut client: TcpStream, peer: Sock
             endpoint.usage().inspect(|usage| usage.sent(thread, bytes));
         }
     };
-    let (mut reader, mut writer) = client.split();
+    let (mut reader, mut writer) = client.halves();
     let copied = tunnel::join((&mut reader, &mut writer), upstream, Default::default(), &worker.stock, &count);
     tokio::select! {
         result = copied => {

@@ -15,8 +15,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::buffer::Stock;
 use super::drain::{Drain, Phase};
 use super::pool::Pool;
-use super::site::{SiteCell, SiteMode};
-use super::{http, tcp};
+use super::dispatch;
+use super::site::SiteCell;
+use super::tls::Connectors;
 use crate::config::ProxyConfig;
 use crate::listeners::bind::BACKLOG;
 use crate::stats::{ServiceStats, add, sub};
@@ -45,6 +46,10 @@ pub(crate) struct Worker {
     pub config: Arc<ProxyConfig>,
     pub pool: RefCell<Pool>,
     pub stock: Stock,
+    /// TLS settings towards endpoints.
+    pub connectors: Connectors,
+    /// Mirrored requests on their way.
+    pub copies: Cell<usize>,
     connections: Cell<usize>,
     idle: Notify,
 }
@@ -79,6 +84,8 @@ pub(crate) fn run(
         config,
         pool,
         stock: Stock::default(),
+        connectors: Connectors::default(),
+        copies: Cell::new(0),
         connections: Cell::new(0),
         idle: Notify::new(),
     });
@@ -178,12 +185,7 @@ fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, site: &A
     let guard = ConnectionGuard::new(worker.clone());
     let (worker, site, drain) = (worker.clone(), site.clone(), drain.clone());
     tokio::task::spawn_local(async move {
-        let now = site.load_full();
-        match &now.mode {
-            SiteMode::Http(_) => http::serve(worker, stream, peer, site, drain).await,
-            SiteMode::Tcp(l4) => tcp::serve(&worker, stream, peer, l4, &drain).await,
-            SiteMode::Gone | SiteMode::Tls(_) | SiteMode::Udp(_) => {}
-        }
+        dispatch::serve(worker, stream, peer, site, drain).await;
         drop(guard);
     });
 }
