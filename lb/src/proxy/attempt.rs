@@ -443,12 +443,16 @@ impl Failure {
             Self::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, "has no ready endpoints"),
             Self::Unreachable => (StatusCode::BAD_GATEWAY, "has endpoints, but none accepted a connection"),
             Self::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "has endpoints, but connecting timed out"),
-            Self::Tls => (StatusCode::BAD_GATEWAY, "has endpoints, but none with the TLS certificate that its policy demands"),
+            Self::Tls => {
+                (StatusCode::BAD_GATEWAY, "has endpoints, but none with the TLS certificate that its policy demands")
+            }
             Self::TlsSettings => (StatusCode::BAD_GATEWAY, "has a TLS policy that cannot be used"),
             Self::Broken => (StatusCode::BAD_GATEWAY, "closed the connection before it responded"),
             Self::Malformed => (StatusCode::BAD_GATEWAY, "sent a response that is not valid HTTP/1.1"),
             Self::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "did not respond in time"),
-            Self::RequestTimeout => (StatusCode::GATEWAY_TIMEOUT, "did not respond within the time for the whole request"),
+            Self::RequestTimeout => {
+                (StatusCode::GATEWAY_TIMEOUT, "did not respond within the time for the whole request")
+            }
             Self::Status(_) => (StatusCode::BAD_GATEWAY, "failed, and so did every other attempt"),
         }
     }

@@ -58,10 +58,19 @@ impl Local {
 
 /// Decides about the request `head`, which came to `table` of `site` over a connection to `target`, and writes the head for the endpoint
 /// to `out`.
-pub(crate) fn decide(target: &Target, site: &Site, table: &HttpTable, head: &request::Head<'_>, out: &mut Vec<u8>) -> Step {
+pub(crate) fn decide(
+    target: &Target,
+    site: &Site,
+    table: &HttpTable,
+    head: &request::Head<'_>,
+    out: &mut Vec<u8>,
+) -> Step {
     if !target.allows(site, head.host()) {
         let text = "421: this connection was opened for another host\n";
-        return Step::Answer(Local { close: true, ..Local::new(head.summary(), StatusCode::MISDIRECTED_REQUEST, text) });
+        return Step::Answer(Local {
+            close: true,
+            ..Local::new(head.summary(), StatusCode::MISDIRECTED_REQUEST, text)
+        });
     }
     let Some(rule) = table.find(head) else {
         return Step::Answer(Local::new(head.summary(), StatusCode::NOT_FOUND, "404: no route matches this request\n"));
@@ -196,7 +205,8 @@ pub(crate) struct Held {
 
 impl Held {
     fn new(head: &request::Head<'_>) -> Self {
-        let field = |(name, value): (&str, &[u8])| (name.to_ascii_lowercase(), String::from_utf8_lossy(value).into_owned());
+        let field =
+            |(name, value): (&str, &[u8])| (name.to_ascii_lowercase(), String::from_utf8_lossy(value).into_owned());
         Self {
             method: head.method().to_owned(),
             host: head.host().to_owned(),
@@ -265,7 +275,10 @@ mod tests {
         let cookie = HashSource::Cookie("lb".into(), "/app".into(), Some(std::time::Duration::from_secs(60)));
         let header = HashSource::Header("x-user".into());
         let line = check(std::slice::from_ref(&cookie), &[("cookie", "a=b; xlb=1")], true);
-        assert!(line.starts_with("lb=") && line.ends_with("; Path=/app; HttpOnly; SameSite=Lax; Max-Age=60; Secure"), "{line}");
+        assert!(
+            line.starts_with("lb=") && line.ends_with("; Path=/app; HttpOnly; SameSite=Lax; Max-Age=60; Secure"),
+            "{line}"
+        );
         check(std::slice::from_ref(&cookie), &[("cookie", "a=b; lb=1")], false);
         check(&[header.clone(), cookie.clone()], &[("x-user", "u")], false);
         check(&[header.clone(), cookie], &[], true);

@@ -216,7 +216,9 @@ impl<S: Stream> Conn<'_, S> {
                 let table = self.target.table(&site)?;
                 let (target, out) = (&self.target, &mut self.head);
                 let routed = table.single().is_none();
-                match request::parse(bytes, config, &self.client, routed, |head| decide(target, &site, table, head, out)) {
+                match request::parse(bytes, config, &self.client, routed, |head| {
+                    decide(target, &site, table, head, out)
+                }) {
                     Parsed::Partial => {}
                     Parsed::Complete(step) => return Some(Next::Step(step)),
                     Parsed::Refused(reject) => return Some(Next::Refused(reject)),

@@ -272,11 +272,7 @@ pub(crate) async fn send<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) ->
 }
 
 /// Writes both pieces likewise, in one call if the stream takes them; on failure the bytes that were written.
-pub(crate) async fn send_both<W: AsyncWrite + Unpin>(
-    writer: &mut W,
-    first: &[u8],
-    second: &[u8],
-) -> Result<(), usize> {
+pub(crate) async fn send_both<W: AsyncWrite + Unpin>(writer: &mut W, first: &[u8], second: &[u8]) -> Result<(), usize> {
     let (mut sent, all) = (0, first.len() + second.len());
     while sent < all {
         let written = std::future::poll_fn(|cx| {

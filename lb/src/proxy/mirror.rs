@@ -54,7 +54,8 @@ pub(super) fn send(worker: &Rc<Worker>, mirror: &Mirror, request: &Request, head
 async fn run(request: &Request, head: &[u8], body: Vec<u8>, record: &Record) {
     let (worker, backend) = (&record.worker, &record.backend);
     let Ok(_permit) = balance::enter_connection(backend) else { return };
-    let choice = Choice { client: std::net::Ipv4Addr::UNSPECIFIED.into(), hash: Some(rand::random()), thread: worker.index };
+    let choice =
+        Choice { client: std::net::Ipv4Addr::UNSPECIFIED.into(), hash: Some(rand::random()), thread: worker.index };
     let Some((_, endpoint)) = backend.choose(&choice, Tried::default()) else { return };
     let Ok((mut upstream, _)) = checkout(worker, backend, endpoint, record.started).await else { return };
     record.sent_to(endpoint, std::time::Instant::now());
@@ -76,8 +77,7 @@ async fn run(request: &Request, head: &[u8], body: Vec<u8>, record: &Record) {
     };
     let mut input = Buffer::holding(body.into_boxed_slice());
     let mut reply = Vec::new();
-    let client =
-        ClientSide { reader: &mut Nobody, writer: &mut Nobody, input: &mut input, reply: &mut reply };
+    let client = ClientSide { reader: &mut Nobody, writer: &mut Nobody, input: &mut input, reply: &mut reply };
     let (reader, writer) = upstream.stream.halves();
     let side = EndpointSide { reader, writer, input: &mut upstream.input, large: &mut upstream.large };
     if let Ok(done) = job.run(client, side, record).await

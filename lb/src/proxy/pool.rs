@@ -50,7 +50,8 @@ impl Upstream {
             let stream = Link::Plain(connect(endpoint.addr, timeout).await?);
             return Ok(Self { endpoint, stream, connector: 0, input, large });
         };
-        let opened = async { connector.secure(connect(endpoint.addr, timeout).await?).await.map_err(ConnectError::Tls) };
+        let opened =
+            async { connector.secure(connect(endpoint.addr, timeout).await?).await.map_err(ConnectError::Tls) };
         let stream = tokio::time::timeout(timeout, opened).await.map_err(|_| ConnectError::Timeout)??;
         Ok(Self { endpoint, stream, connector: connector.id, input, large })
     }

@@ -250,9 +250,7 @@ impl Head<'_> {
     fn upgrade(&self) -> Option<&[u8]> {
         self.facts.upgrade.filter(|protocol| {
             // Behind a proxy, h2c would let requests pass unseen.
-            self.facts.options.upgrade
-                && self.framing() == Framing::None
-                && !protocol.eq_ignore_ascii_case(b"h2c")
+            self.facts.options.upgrade && self.framing() == Framing::None && !protocol.eq_ignore_ascii_case(b"h2c")
         })
     }
 
@@ -294,7 +292,11 @@ impl Head<'_> {
         if self.facts.chunked {
             write(out, "transfer-encoding", b"chunked");
         }
-        if self.client.trusted { self.extend_claims(host, edits, out) } else { self.replace_claims(host, edits, out) };
+        if self.client.trusted {
+            self.extend_claims(host, edits, out)
+        } else {
+            self.replace_claims(host, edits, out)
+        };
         if !edits.is_empty() {
             edits.added().for_each(|(name, value)| write(out, name, value.as_bytes()));
         }

@@ -92,7 +92,8 @@ fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
 
 impl L4 {
     fn compile(plan: &L4Plan, resolve: &mut impl Resolve) -> Self {
-        let shares: Box<[Weighted]> = plan.backends.iter().map(|share| Weighted::compile(&plan.id, share, resolve)).collect();
+        let shares: Box<[Weighted]> =
+            plan.backends.iter().map(|share| Weighted::compile(&plan.id, share, resolve)).collect();
         Self {
             id: plan.id.clone(),
             total_weight: shares.iter().map(|share| share.weight).fold(0, u32::saturating_add),

@@ -264,11 +264,15 @@ mod tests {
 
     #[test]
     fn the_best_certificate_is_chosen() {
-        let plans = [plan(&["first.example"]), plan(&["*.example"]), plan(&["a.example", "b.example"])];
+        let plans = [plan(&["first.example"]), plan(&["*.w.example"]), plan(&["a.example", "b.example"])];
         let keys = Certificates(plans.iter().filter_map(|plan| certified(plan)).collect());
-        for (name, expected) in
-            [(Some("a.example"), 2), (Some("c.example"), 1), (Some("other"), 0), (None, 0), (Some("first.example"), 0)]
-        {
+        for (name, expected) in [
+            (Some("a.example"), 2),
+            (Some("c.w.example"), 1),
+            (Some("other"), 0),
+            (None, 0),
+            (Some("first.example"), 0),
+        ] {
             let best = keys.best(name, |_| true).expect("a certificate");
             assert!(Arc::ptr_eq(&best, &keys.0[expected]), "{name:?}");
         }

@@ -13,9 +13,9 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::buffer::Stock;
+use super::dispatch;
 use super::drain::{Drain, Phase};
 use super::pool::Pool;
-use super::dispatch;
 use super::site::SiteCell;
 use super::tls::Connectors;
 use crate::config::ProxyConfig;

@@ -236,7 +236,8 @@ impl Rule {
         let values = |fields: &[crate::snapshot::routes::FieldMatch]| {
             fields.iter().filter_map(|field| Some((field.name.clone(), Value::new(&field.value)?))).collect()
         };
-        let backends: Box<[Weighted]> = plan.backends.iter().map(|share| Weighted::compile(&plan.id, share, resolve)).collect();
+        let backends: Box<[Weighted]> =
+            plan.backends.iter().map(|share| Weighted::compile(&plan.id, share, resolve)).collect();
         Self {
             id: plan.id.clone(),
             path: plan.path.clone(),

@@ -5,9 +5,13 @@
 
 mod api;
 mod dns;
+mod filters;
 mod http;
 mod nft;
+mod policies;
+mod routed;
 mod smuggling;
 mod support;
 mod tcp;
+mod tls;
 mod upgrade;
