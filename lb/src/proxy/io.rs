@@ -86,10 +86,6 @@ impl<S> Shared<S> {
     pub fn new(stream: S) -> Self {
         Self(RefCell::new(stream))
     }
-
-    pub fn into_inner(self) -> S {
-        self.0.into_inner()
-    }
 }
 
 /// One direction of a [`Shared`].

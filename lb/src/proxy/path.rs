@@ -51,9 +51,9 @@ pub(crate) fn normalize(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
 fn is_plain(path: &str) -> bool {
     let mut before = 0;
     path.bytes().all(|byte| {
-        let plain = !matches!(byte, b'%' | b'\\') && !(before == b'/' && matches!(byte, b'/' | b'.'));
+        let odd = matches!(byte, b'%' | b'\\') || (before == b'/' && matches!(byte, b'/' | b'.'));
         before = byte;
-        plain
+        !odd
     })
 }
 
