@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -80,6 +80,7 @@ pub(crate) struct Hub {
     threads: usize,
     current: ArcSwap<Snapshot>,
     changed: watch::Sender<Arc<Snapshot>>,
+    published: AtomicBool,
     state: Mutex<State>,
     /// Where clients are.
     pub geo: Arc<Geo>,
@@ -127,6 +128,7 @@ impl Hub {
             threads,
             current: ArcSwap::new(empty.clone()),
             changed: watch::channel(empty).0,
+            published: AtomicBool::new(false),
             geo: state.geo.clone(),
             shared: state.shared.clone(),
             state: Mutex::new(state),
@@ -136,6 +138,11 @@ impl Hub {
     /// The snapshot in force.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.current.load_full()
+    }
+
+    /// Whether there was a snapshot yet.
+    pub fn is_published(&self) -> bool {
+        self.published.load(Relaxed)
     }
 
     /// Wakes on every new snapshot (several may be seen as one).
@@ -179,6 +186,7 @@ impl Hub {
             state.update_listeners(&old, &snapshot, self.threads);
             state.forget_old_usage(now_seconds());
         }
+        self.published.store(true, Relaxed);
         self.changed.send_replace(snapshot);
     }
 
@@ -387,7 +395,7 @@ impl State {
                 SiteMode::Http(Arc::new(HttpTable::only(Arc::new(rule))))
             }
             (_, protocol) => {
-                let share = Weighted { cell: Some(cell), weight: 1, filters: Box::default() };
+                let share = Weighted::all_of(cell);
                 let idle_timeout = port.requests.idle_timeout;
                 let l4 = Arc::new(L4 { id, shares: Box::new([share]), total_weight: 1, idle_timeout, stats });
                 if protocol == Protocol::Tcp { SiteMode::Tcp(l4) } else { SiteMode::Udp(l4) }
@@ -410,7 +418,7 @@ impl State {
     fn update_listeners(&mut self, old: &Snapshot, snapshot: &Snapshot, threads: usize) {
         for (port, plan) in &snapshot.listeners {
             if old.listeners.get(port).is_none_or(|before| !Arc::ptr_eq(before, plan)) {
-                let site = compile_site(plan, &mut Cells { state: self, threads });
+                let site = compile_site(plan, port.port, &mut Cells { state: self, threads });
                 self.set_site(SiteKey::Listener(*port), site);
             }
         }

@@ -198,18 +198,10 @@ fn class(classes: &[QueueClass], head: &impl Head) -> usize {
     classes.iter().take(queue::MAX_CLASSES - 1).position(matches).unwrap_or(queue::MAX_CLASSES - 1)
 }
 
-/// The hash that the backend's policy takes from a request; `None`: the client's address. Where the policy hashes a cookie use
-/// [`affinity::of`], which also says what to give to clients without one.
-#[expect(dead_code, reason = "for protocols whose responses get no cookie")]
-pub(crate) fn hash_of(backend: &Backend, head: &impl Head) -> Option<u64> {
-    affinity::of(backend, head, false, rand::random).hash
-}
-
 /// Whether one more attempt may be made for a request of `rule` after `outcome`; takes it from the retry budget. Where retries in
 /// flight are limited [`Permit::begin_retry`] has the last word.
-pub(crate) fn may_retry(rule: &Rule, backend: &Backend, outcome: Outcome, idempotent: bool, attempt: u32) -> bool {
+pub(crate) fn may_retry(rule: &Rule, outcome: Outcome, idempotent: bool, attempt: u32) -> bool {
     let retries = &rule.policy.retries;
-    let _ = backend;
     attempt < retries.attempts
         && match outcome {
             Outcome::Status(status, _) => {
@@ -224,7 +216,6 @@ pub(crate) fn may_retry(rule: &Rule, backend: &Backend, outcome: Outcome, idempo
 }
 
 /// Whether a slow request may get another rival, of which it has `rivals` already; takes it from the retry budget.
-#[cfg_attr(not(test), expect(dead_code, reason = "for hedging in the HTTP engine"))]
 pub(crate) fn may_hedge(rule: &Rule, rivals: u32) -> bool {
     rule.policy.hedging.is_some_and(|(_, most)| rivals < most) && spend(rule)
 }

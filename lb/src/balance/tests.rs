@@ -468,10 +468,10 @@ fn retries_need_a_reason_and_a_budget() {
         Retries { statuses: vec![502, 503], budget_percent: Some(50), min_per_second: 1, ..Retries::default() };
     let policy = RequestPolicy { retries, hedging: Some((MS, 2)), ..RequestPolicy::default() };
     let rule = rule(policy);
-    let retry = |outcome, idempotent| may_retry(&rule, &backend, outcome, idempotent, 0);
+    let retry = |outcome, idempotent| may_retry(&rule, outcome, idempotent, 0);
     assert!(!retry(Outcome::Status(500, MS), true) && !retry(Outcome::Status(503, MS), false));
     assert!(!retry(Outcome::TimedOut, true) && !retry(Outcome::Reset, false));
-    assert!(!may_retry(&rule, &backend, Outcome::ConnectFailed, true, 7));
+    assert!(!may_retry(&rule, Outcome::ConnectFailed, true, 7));
     assert!(!may_hedge(&rule, 2));
     // Nothing was taken from the budget so far: the one per second is left.
     assert!(retry(Outcome::Status(503, MS), true));

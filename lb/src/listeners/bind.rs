@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use socket2::{Domain, Socket, TcpKeepalive, Type};
@@ -64,20 +65,43 @@ pub(crate) enum Bound {
 /// machine would silently share the traffic.
 pub(crate) fn bind(addr: SocketAddr, protocol: Protocol, count: usize) -> Result<Vec<Bound>, BindError> {
     drop(socket(addr, protocol, false)?);
-    let listen = || -> Result<Bound, BindError> {
-        let socket = socket(addr, protocol, true)?;
-        if protocol == Protocol::Udp {
-            // Less than wished for only means that bursts are dropped earlier.
-            let _ = socket.set_recv_buffer_size(DATAGRAM_BUFFER);
-            return Ok(Bound::Udp(socket.into()));
-        }
-        // Linux hands these on to the connections, which therefore cost no calls of their own.
-        socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_keepalive(&keepalive())?;
-        socket.listen(BACKLOG)?;
-        Ok(Bound::Tcp(socket.into()))
-    };
-    (0..count).map(|_| listen()).collect()
+    (0..count).map(|_| listen(addr, protocol)).collect()
+}
+
+fn listen(addr: SocketAddr, protocol: Protocol) -> Result<Bound, BindError> {
+    let socket = socket(addr, protocol, true)?;
+    if protocol == Protocol::Udp {
+        // Less than wished for only means that bursts are dropped earlier.
+        let _ = socket.set_recv_buffer_size(DATAGRAM_BUFFER);
+        return Ok(Bound::Udp(socket.into()));
+    }
+    // Linux hands these on to the connections, which therefore cost no calls of their own.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())?;
+    socket.listen(BACKLOG)?;
+    Ok(Bound::Tcp(socket.into()))
+}
+
+/// `count` sockets on `addr`: those that a predecessor has handed over, and more if it had fewer. Of more than `count` the rest is closed,
+/// as if the predecessor had closed it.
+pub(crate) fn adopt(
+    addr: SocketAddr,
+    protocol: Protocol,
+    count: usize,
+    adopted: Vec<OwnedFd>,
+) -> Result<Vec<Bound>, BindError> {
+    let mut sockets: Vec<Bound> = adopted
+        .into_iter()
+        .take(count)
+        .map(|socket| match protocol {
+            Protocol::Tcp => Bound::Tcp(socket.into()),
+            Protocol::Udp => Bound::Udp(socket.into()),
+        })
+        .collect();
+    while sockets.len() < count {
+        sockets.push(listen(addr, protocol)?);
+    }
+    Ok(sockets)
 }
 
 fn socket(addr: SocketAddr, protocol: Protocol, reuse_port: bool) -> Result<Socket, BindError> {

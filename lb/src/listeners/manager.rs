@@ -9,9 +9,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::bind::{BindError, bind};
+use super::bind::{self, BindError};
 use super::health::HealthPorts;
-use super::{Claim, Claims, Problem, Report, Role, desired};
+use super::{Claim, Claims, Problem, Report, Role, Sockets, desired};
 use crate::hub::{Hub, SiteKey};
 use crate::proxy::Proxy;
 use crate::proxy::site::SiteCell;
@@ -29,6 +29,8 @@ pub(crate) struct Manager {
     bind_address: IpAddr,
     report: Arc<watch::Sender<Report>>,
     ports: BTreeMap<HostPort, Port>,
+    /// Copies of what is open. They keep a port open, so they are closed first.
+    sockets: Arc<Sockets>,
     health: HealthPorts,
     next_id: u64,
 }
@@ -42,9 +44,15 @@ enum Port {
 }
 
 impl Manager {
-    pub fn new(hub: Arc<Hub>, proxy: Proxy, bind_address: IpAddr, report: Arc<watch::Sender<Report>>) -> Self {
+    pub fn new(
+        hub: Arc<Hub>,
+        proxy: Proxy,
+        bind_address: IpAddr,
+        report: Arc<watch::Sender<Report>>,
+        sockets: Arc<Sockets>,
+    ) -> Self {
         let health = HealthPorts::new(hub.clone(), bind_address);
-        Self { hub, proxy, bind_address, report, ports: BTreeMap::new(), health, next_id: 0 }
+        Self { hub, proxy, bind_address, report, ports: BTreeMap::new(), sockets, health, next_id: 0 }
     }
 
     /// Follows the snapshots until `shutdown`, then drains for at most `grace`.
@@ -56,7 +64,7 @@ impl Manager {
             self.proxy.endpoints_changed();
             self.apply(&claims).await;
             self.health.apply(&snapshot);
-            let report = self.summarize(&snapshot, &claims);
+            let report = Report { settled: self.hub.is_published(), ..self.summarize(&snapshot, &claims) };
             self.report.send_if_modified(|old| {
                 let changed = *old != report;
                 *old = report;
@@ -69,6 +77,7 @@ impl Manager {
                 () = shutdown.cancelled() => break,
             }
         }
+        self.sockets.close_all();
         self.proxy.stop(grace).await;
     }
 
@@ -97,6 +106,7 @@ impl Manager {
             .collect();
         for (port, id) in close {
             tracing::info!(port = port.port, "closing listener");
+            self.sockets.closed(port);
             self.proxy.close(id).await;
             self.ports.remove(&port);
         }
@@ -123,7 +133,12 @@ impl Manager {
         };
         // The snapshot may have moved on since the claims were made; the next round sees that.
         let Some(site) = self.hub.site(&winner.target) else { return };
-        let state = match bind(SocketAddr::new(self.bind_address, port.port), port.protocol, self.proxy.threads()) {
+        let addr = SocketAddr::new(self.bind_address, port.port);
+        let bound = match self.sockets.take_adopted(port) {
+            Some(adopted) => bind::adopt(addr, port.protocol, self.proxy.threads(), adopted),
+            None => bind::bind(addr, port.protocol, self.proxy.threads()),
+        };
+        let state = match bound.and_then(|sockets| self.sockets.opened(port, sockets)) {
             Ok(sockets) => {
                 self.next_id += 1;
                 tracing::info!(port = port.port, owner = winner.owner, "listening");
@@ -139,7 +154,7 @@ impl Manager {
     }
 
     fn summarize(&self, snapshot: &Snapshot, claims: &Claims) -> Report {
-        let mut report = Report { settled: true, ..Report::default() };
+        let mut report = Report::default();
         for (port, claims) in claims {
             for (rank, claim) in claims.iter().enumerate() {
                 let problem = match (rank, self.ports.get(port)) {

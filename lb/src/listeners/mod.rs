@@ -6,9 +6,12 @@
 pub(crate) mod bind;
 pub(crate) mod health;
 pub(crate) mod manager;
+mod sockets;
 pub(crate) mod status;
 
 use std::collections::BTreeMap;
+
+pub(crate) use sockets::Sockets;
 
 use crate::hub::{PortKey, SiteKey, proxied_ports};
 use crate::snapshot::routes::HostPort;
@@ -93,7 +96,7 @@ pub(crate) struct Report {
     pub services: BTreeMap<ServiceKey, ServiceReport>,
     /// By port that routes are served on: what stands in the way; `None` when it is bound.
     pub listeners: BTreeMap<HostPort, Option<Problem>>,
-    /// The manager has tried everything the current snapshot asks for.
+    /// The manager has tried everything that the current snapshot asks for, and that one is complete.
     pub settled: bool,
 }
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use parking_lot::Mutex;
 
+use super::bind::{BindError, Bound};
 use crate::handover::Listening;
 use crate::snapshot::routes::HostPort;
 
@@ -41,13 +42,24 @@ impl Sockets {
         self.adopted.lock().clear();
     }
 
-    /// Notes that `port` is served on `sockets`.
-    pub fn opened(&self, port: HostPort, sockets: Vec<OwnedFd>) {
-        self.open.lock().insert(port, sockets);
+    /// Keeps copies of the sockets that `port` is served on; hands them back.
+    pub fn opened(&self, port: HostPort, sockets: Vec<Bound>) -> Result<Vec<Bound>, BindError> {
+        let copy = |socket: &Bound| match socket {
+            Bound::Tcp(socket) => socket.as_fd().try_clone_to_owned(),
+            Bound::Udp(socket) => socket.as_fd().try_clone_to_owned(),
+        };
+        let copies = sockets.iter().map(copy).collect::<io::Result<_>>()?;
+        self.open.lock().insert(port, copies);
+        Ok(sockets)
     }
 
-    /// Notes that `port` is served no more: the last copies are closed here.
+    /// Closes the copies of a port that is served no more: before its threads close theirs, or clients would wait for nobody.
     pub fn closed(&self, port: HostPort) {
         self.open.lock().remove(&port);
+    }
+
+    /// Closes all copies.
+    pub fn close_all(&self) {
+        self.open.lock().clear();
     }
 }

@@ -8,9 +8,9 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::net::tcp::ReadHalf;
+use tokio::io::ReadBuf;
+
+use super::io::Source;
 
 /// Bytes read at once where a head is expected: most messages fit whole.
 pub(crate) const SMALL: usize = 16 * 1024;
@@ -59,6 +59,11 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
+    /// With `bytes` in it.
+    pub fn holding(bytes: Box<[u8]>) -> Self {
+        Self { start: 0, end: bytes.len(), memory: bytes }
+    }
+
     /// What is there.
     pub fn bytes(&self) -> &[u8] {
         &self.memory[self.start..self.end]
@@ -95,15 +100,14 @@ impl Buffer {
 
     /// Reads once, into memory for `size` bytes; the bytes read, 0 at the end of the stream. The caller bounds how much
     /// it lets pile up: what is there is kept, whatever it takes.
-    pub fn poll_fill(
+    pub fn poll_fill<R: Source>(
         &mut self,
-        from: &mut ReadHalf<'_>,
+        from: &mut R,
         stock: &Stock,
         size: usize,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        let stream: &TcpStream = from.as_ref();
-        ready!(stream.poll_read_ready(cx))?;
+        ready!(from.poll_readable(cx))?;
         self.make_room(stock, size);
         let mut room = ReadBuf::new(&mut self.memory[self.end..]);
         // Unlike `try_read` this knows after a short read that nothing is left, which saves a call into the kernel.
@@ -114,7 +118,7 @@ impl Buffer {
     }
 
     /// [`Buffer::poll_fill`] as a future; safe to drop at any point.
-    pub async fn fill(&mut self, from: &mut ReadHalf<'_>, stock: &Stock, size: usize) -> io::Result<usize> {
+    pub async fn fill<R: Source>(&mut self, from: &mut R, stock: &Stock, size: usize) -> io::Result<usize> {
         std::future::poll_fn(|cx| self.poll_fill(from, stock, size, cx)).await
     }
 
@@ -130,6 +134,7 @@ impl Buffer {
 mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpStream;
 
     #[tokio::test]
     async fn bytes_keep_their_order_while_the_buffer_grows_and_empties() {

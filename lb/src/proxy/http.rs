@@ -1,70 +1,62 @@
 //! HTTP/1.1: one client connection, request by request (RFC 9112).
 //!
-//! Retries: an endpoint that cannot be connected to is replaced by the next one. A request whose connection closed
-//! before any byte of a response, or before a short response was complete, is sent again when nothing of it was sent, or
-//! when it is idempotent and has no body. Nothing else is ever sent twice.
+//! ```text
+//! Conn::run ── next head ── decide ──┬─ an answer of our own
+//!                                    └─ attempt: admission, endpoint, retries ── exchange
+//! ```
 //!
 //! Timeouts: a connection has one timer, moved only when it fires. What moves per request is a plain deadline.
 
-use std::borrow::Cow;
 use std::cell::Cell;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::buffer::{Buffer, SMALL};
+use super::decide::{Local, Step, decide};
 use super::drain::{Drain, Phase};
-use super::exchange::{Broke, ClientSide, Done, EndpointSide, Job};
-use super::pool::{ConnectError, Upstream};
+use super::exchange::Patience;
+use super::io::{Stream, send};
 use super::record::Record;
 use super::request::{self, Client, Framing, Parsed, Reject, Request};
 use super::response::Answer;
-use super::site::{SiteCell, SiteMode};
-use super::tunnel;
+use super::site::Target;
 use super::worker::{Active, Worker};
-use crate::backend::{Backend, EndpointState, Tried};
-use crate::balance::{self, Choice, Outcome, Refusal, affinity};
-use crate::route::{Head, Rule};
 use crate::stats::add;
 
-/// Attempts per request, stale pooled connections included.
-const MAX_ATTEMPTS: u32 = 8;
 /// How long, and for how many bytes, a client may go on sending after we refused what it sends: closing at once would
 /// reset the connection and take our answer with it.
 const LINGER_TIME: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1024 * 1024;
 
 /// A client connection.
-pub(crate) struct Conn<'s> {
-    worker: Rc<Worker>,
-    site: Arc<SiteCell>,
+pub(super) struct Conn<'s, S: Stream> {
+    pub worker: Rc<Worker>,
+    pub target: Target,
     drain: Rc<Drain>,
-    peer: IpAddr,
-    client: Client,
-    pub reader: ReadHalf<'s>,
-    pub writer: WriteHalf<'s>,
+    pub client: Client,
+    pub reader: S::Reader<'s>,
+    pub writer: S::Writer<'s>,
     /// Received and not yet used.
     pub input: Buffer,
     /// The request's head as it goes upstream; kept until there is a response, to send it again.
-    head: Vec<u8>,
+    pub head: Vec<u8>,
     /// The response's head as it goes to the client.
     pub reply: Vec<u8>,
     /// Requests seen so far.
     requests: u64,
+    pub patience: Patience<'s>,
 }
 
 /// What becomes of a connection after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum After {
+pub(super) enum After {
     /// It waits for the next one.
     Next,
     /// It is closed once the client has seen everything.
@@ -73,114 +65,131 @@ enum After {
     Drop,
     /// It is reset, so that the client sees that the response is incomplete.
     Reset,
+    /// It goes on in HTTP/2, with what was read.
+    Http2,
 }
 
-/// Serves a client connection until either side closes it or the listener's drain ends it.
-pub(crate) async fn serve(
+/// Serves a client connection until either side closes it or the listener's drain ends it. A client that begins to speak HTTP/2 is
+/// given back, with what it said.
+pub(super) async fn serve<S: Stream>(
     worker: Rc<Worker>,
-    mut stream: TcpStream,
+    mut stream: S,
     peer: SocketAddr,
-    site: Arc<SiteCell>,
+    target: Target,
     drain: Rc<Drain>,
-) {
-    let service = rule_of(&site).and_then(|rule| rule.share(0)?.cell.as_ref().map(|cell| cell.load().stats.clone()));
-    let _active = service.map(|stats| Active::new(stats, worker.index));
+) -> Option<(S, Buffer)> {
+    let _active = active(&worker, &target);
     let timeout = worker.config.header_read_timeout;
     let deadline = Cell::new(Some(Instant::now() + timeout));
-    let work = async {
-        let after = {
-            let (reader, writer) = stream.split();
-            let peer = peer.ip().to_canonical();
-            let mut conn = Conn {
-                client: client(peer, worker.config.trust_forwarded_headers),
+    let ended = {
+        let work = async {
+            let (reader, writer) = stream.halves();
+            let ip = peer.ip().to_canonical();
+            let mut conn = Conn::<S> {
+                client: Client::new(ip, worker.config.trust_forwarded_headers, target.is_tls()),
                 drain: drain.clone(),
                 input: Buffer::default(),
                 head: Vec::new(),
                 reply: Vec::new(),
                 requests: 0,
+                patience: Patience { deadline: &deadline, longest: worker.config.body_idle_timeout },
                 worker: worker.clone(),
-                site,
-                peer,
+                target,
                 reader,
                 writer,
             };
-            conn.run(&deadline).await
+            let after = conn.run(&deadline).await;
+            (after, conn.input)
         };
-        if after == After::Reset {
-            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-        }
-    };
-    let mut work = pin!(work);
-    let mut timer = pin!(tokio::time::sleep(timeout));
-    let (mut draining, mut aborting) = (pin!(drain.reached(Phase::Draining)), pin!(drain.reached(Phase::Aborting)));
-    let mut registered = false;
-    std::future::poll_fn(|cx| {
-        // Polled once to register this task, then only when there is news: a request costs two comparisons here.
-        if !registered || drain.phase() != Phase::Serving {
-            // The request loop looks at the phase itself.
-            let _ = drain.phase() < Phase::Draining && draining.as_mut().poll(cx).is_ready();
-            if aborting.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-        }
-        if !registered || timer.is_elapsed() {
-            while timer.as_mut().poll(cx).is_ready() {
-                let (now, due) = (Instant::now(), deadline.get());
-                if due.is_some_and(|due| due <= now) {
-                    tracing::trace!(%peer, "no request in time");
-                    return Poll::Ready(());
+        let mut work = pin!(work);
+        let mut timer = pin!(tokio::time::sleep(timeout));
+        let (mut draining, mut aborting) = (pin!(drain.reached(Phase::Draining)), pin!(drain.reached(Phase::Aborting)));
+        let mut registered = false;
+        std::future::poll_fn(|cx| {
+            // Polled once to register this task, then only when there is news: a request costs two comparisons here.
+            if !registered || drain.phase() != Phase::Serving {
+                // The request loop looks at the phase itself.
+                let _ = drain.phase() < Phase::Draining && draining.as_mut().poll(cx).is_ready();
+                if aborting.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(None);
                 }
-                timer.as_mut().reset(due.unwrap_or(now + timeout).into());
             }
+            if !registered || timer.is_elapsed() {
+                while timer.as_mut().poll(cx).is_ready() {
+                    let (now, due) = (Instant::now(), deadline.get());
+                    if due.is_some_and(|due| due <= now) {
+                        tracing::trace!(%peer, "the client let us wait too long");
+                        return Poll::Ready(None);
+                    }
+                    timer.as_mut().reset(due.unwrap_or(now + timeout).into());
+                }
+            }
+            registered = true;
+            work.as_mut().poll(cx).map(Some)
+        })
+        .await
+    };
+    match ended {
+        Some((After::Http2, input)) => return Some((stream, input)),
+        Some((After::Reset, _)) => {
+            stream.with_tcp(|tcp| {
+                // If it fails, the client sees an orderly end in the middle of a message, which is as wrong.
+                let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+            });
         }
-        registered = true;
-        work.as_mut().poll(cx)
-    })
-    .await;
-}
-
-/// The rule of a Service's own port.
-fn rule_of(site: &SiteCell) -> Option<Arc<Rule>> {
-    match &site.load().mode {
-        SiteMode::Http(table) => table.single().cloned(),
-        _ => None,
+        _ => {}
     }
+    None
 }
 
-fn client(ip: IpAddr, trusted: bool) -> Client {
-    let address = ip.to_string();
-    let node = if ip.is_ipv6() { format!("\"[{address}]\"") } else { address.clone() };
-    Client { address, node, trusted }
+/// Counts the connection for its Service, if the listener is a Service's own port.
+fn active(worker: &Worker, target: &Target) -> Option<Active> {
+    let site = target.load();
+    let rule = target.table(&site)?.single()?;
+    let stats = rule.backends.first()?.cell.as_ref()?.load().stats.clone();
+    Some(Active::new(stats, worker.index))
 }
 
-impl Conn<'_> {
+/// What came next on a connection.
+enum Next {
+    Step(Step),
+    Refused(Reject),
+    Http2,
+}
+
+impl<S: Stream> Conn<'_, S> {
     async fn run(&mut self, deadline: &Cell<Option<Instant>>) -> After {
         let timeout = self.worker.config.header_read_timeout;
         loop {
-            let Some(parsed) = self.next_head().await else { return After::Drop };
+            let Some(next) = self.next().await else { return After::Drop };
             deadline.set(None);
-            let Some(rule) = rule_of(&self.site) else { return After::Drop };
-            let Some(cell) = rule.share(rand::random()).and_then(|share| share.cell.clone()) else {
-                return After::Drop;
-            };
-            let record = Record::start(self.worker.clone(), rule, cell.load_full());
             self.requests += 1;
-            let after = match &parsed {
-                Parsed::Complete(request) => {
-                    self.input.consume(request.length);
-                    self.serve_request(request, &record).await
+            let (after, now) = match next {
+                Next::Step(Step::Forward(work)) => {
+                    self.input.consume(work.request.length);
+                    let record = Record::start(self.worker.clone(), work.rule.clone(), work.backend.clone());
+                    let after = self.forward(&work, &record).await;
+                    (after, record.finish())
                 }
-                Parsed::Refused(reject) => self.refuse(*reject, &record).await,
-                Parsed::Http2 | Parsed::Partial => After::Drop,
+                Next::Step(Step::Answer(local)) => {
+                    self.input.consume(local.request.length);
+                    (self.answer_locally(&local).await, Instant::now())
+                }
+                Next::Refused(reject) => {
+                    let record = self.record();
+                    let after = self.refuse(reject, record.as_ref()).await;
+                    (after, record.map_or_else(Instant::now, Record::finish))
+                }
+                Next::Http2 if self.requests == 1 => return After::Http2,
+                Next::Http2 => return After::Drop,
             };
-            let now = record.finish();
             match after {
                 After::Next => deadline.set(Some(now + timeout)),
                 After::Close => {
                     self.linger().await;
                     return After::Drop;
                 }
-                After::Drop | After::Reset => return after,
+                After::Drop | After::Reset | After::Http2 => return after,
             }
             self.input.release(&self.worker.stock);
             if self.reply.capacity() > SMALL {
@@ -190,8 +199,8 @@ impl Conn<'_> {
         }
     }
 
-    /// Waits for a whole head and parses it; `None` when there will be none.
-    async fn next_head(&mut self) -> Option<Parsed> {
+    /// Waits for a whole head and decides about it; `None` when there will be none.
+    async fn next(&mut self) -> Option<Next> {
         let mut seen = 0;
         loop {
             // Empty lines before a request line are tolerated (RFC 9112 §2.2).
@@ -203,14 +212,17 @@ impl Conn<'_> {
             let config = &self.worker.config;
             // A head that comes byte by byte is parsed once per line.
             if bytes[seen..].contains(&b'\n') || bytes.len() >= config.max_header_bytes {
-                let fallback_host = || {
-                    rule_of(&self.site)
-                        .map(|rule| format!("{}.{}", rule.id.name, rule.id.namespace))
-                        .unwrap_or_default()
-                };
-                match request::parse(bytes, config, &self.client, fallback_host, &mut self.head) {
+                let site = self.target.load();
+                let table = self.target.table(&site)?;
+                let (target, out) = (&self.target, &mut self.head);
+                let routed = table.single().is_none();
+                match request::parse(bytes, config, &self.client, routed, |head| {
+                    decide(target, &site, table, head, out)
+                }) {
                     Parsed::Partial => {}
-                    parsed => return Some(parsed),
+                    Parsed::Complete(step) => return Some(Next::Step(step)),
+                    Parsed::Refused(reject) => return Some(Next::Refused(reject)),
+                    Parsed::Http2 => return Some(Next::Http2),
                 }
             }
             seen = bytes.len();
@@ -225,220 +237,72 @@ impl Conn<'_> {
         }
     }
 
+    /// Counts what is refused at a Service's own port; who else is meant is not known.
+    fn record(&self) -> Option<Record> {
+        let site = self.target.load();
+        let rule = self.target.table(&site)?.single()?;
+        let backend = rule.backends.first()?.cell.as_ref()?.load_full();
+        Some(Record::start(self.worker.clone(), rule.clone(), backend))
+    }
+
     /// Answers a request that is not forwarded, and closes the connection: what follows it cannot be trusted.
-    async fn refuse(&mut self, reject: Reject, record: &Record) -> After {
+    pub async fn refuse(&mut self, reject: Reject, record: Option<&Record>) -> After {
         let text = format!("{}: {}\n", reject.status.as_u16(), reject.reason);
-        self.answer(reject.status, &text, None, true, record).await
+        self.answer(reject.status, &text, &[], None, true, record).await
     }
 
-    async fn fail(&mut self, failure: Failure, request: &Request, record: &Record) -> After {
-        let (status, text) = failure.status_and_text();
-        let service = &record.backend.service;
-        let text = format!("{}: service {service} {text}\n", status.as_u16());
-        // A body that nobody takes would be read as the next request.
-        let close = self.must_close(request) || request.framing != Framing::None;
-        self.answer(status, &text, Some(request), close, record).await
-    }
-
-    /// Answers a request that is over a limit.
-    async fn turn_away(&mut self, refusal: &Refusal, request: &Request, record: &Record) -> After {
-        let (code, seconds) = refusal.answer();
-        let status = StatusCode::from_u16(code).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-        record.answered(status);
-        let text = match refusal {
-            Refusal::RateLimited { limit, .. } => format!("{code}: rate limit {limit} is exceeded\n"),
-            Refusal::Overloaded { .. } => format!("{code}: service {} is overloaded\n", record.backend.service),
-        };
-        let close = self.must_close(request) || request.framing != Framing::None;
-        let (http10, is_head) = (request.http10, request.is_head);
-        Answer { status, text: &text, http10, is_head, close, date: http_date }.write(&mut self.reply);
-        let at = self.reply.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        self.reply.splice(at..at, format!("retry-after: {seconds}\r\n").into_bytes());
-        match self.writer.write_all(&self.reply).await {
-            Err(_) => After::Drop,
-            Ok(()) if close => After::Close,
-            Ok(()) => After::Next,
+    async fn answer_locally(&mut self, local: &Local) -> After {
+        if let Some(rule) = &local.rule {
+            add(&rule.stats.shard(self.worker.index).requests, 1);
         }
+        let request = &local.request;
+        // A body that nobody takes would be read as the next request.
+        let close = local.close || self.must_close(request) || request.framing != Framing::None;
+        self.answer(local.status, &local.text, &local.fields, Some(request), close, None).await
     }
 
-    async fn answer(
+    pub async fn answer(
         &mut self,
         status: StatusCode,
         text: &str,
+        fields: &[(&'static str, String)],
         request: Option<&Request>,
         close: bool,
-        record: &Record,
+        record: Option<&Record>,
     ) -> After {
-        record.answered(status);
+        if let Some(record) = record {
+            record.answered(status);
+        }
         let (http10, is_head) = request.map_or((false, false), |request| (request.http10, request.is_head));
-        Answer { status, text, http10, is_head, close, date: http_date }.write(&mut self.reply);
-        if self.writer.write_all(&self.reply).await.is_err() {
+        Answer { status, fields, text, http10, is_head, close, date: http_date }.write(&mut self.reply);
+        if send(&mut self.writer, &self.reply).await.is_err() {
             return After::Drop;
         }
-        record.sent(if is_head { 0 } else { text.len() as u64 });
+        if let Some(record) = record {
+            record.sent(if is_head { 0 } else { text.len() as u64 });
+        }
         if close { After::Close } else { After::Next }
     }
 
-    fn must_close(&self, request: &Request) -> bool {
+    pub fn must_close(&self, request: &Request) -> bool {
         !request.keep_alive
             || self.requests >= self.worker.config.max_requests_per_connection
             || self.drain.phase() != Phase::Serving
     }
 
-    /// Sends the request to an endpoint, or another, until a response has been delivered.
-    async fn serve_request(&mut self, request: &Request, record: &Record) -> After {
-        let backend = &*record.backend;
-        let stats = backend.stats.shard(self.worker.index);
-        let mut tried = Tried::default();
-        let mut failure = Failure::NoEndpoints;
-        let mut continued = !request.expects_continue;
-        let head = SentHead { bytes: &self.head, client: self.peer };
-        let permit = match balance::enter(&record.rule, &record.backend, &head).await {
-            Ok(permit) => permit,
-            Err(refusal) => return self.turn_away(&refusal, request, record).await,
-        };
-        let affinity = affinity::of(backend, &head, false, rand::random);
-        let add_fields = affinity.set_cookie.map(|cookie| format!("set-cookie: {cookie}\r\n")).unwrap_or_default();
-        let mut outcome = Outcome::ConnectFailed;
-        for attempt in 0..MAX_ATTEMPTS {
-            let now = if attempt == 0 { record.started } else { Instant::now() };
-            let choice = Choice { client: self.peer, hash: affinity.hash, thread: self.worker.index, now };
-            let Some((index, endpoint)) = backend.choose(&choice, tried) else { break };
-            if attempt > 0 {
-                let retries = backend.policy.limits.retries;
-                if !balance::may_retry(&record.rule, backend, outcome, request.idempotent, attempt - 1)
-                    || !permit.begin_retry(retries)
-                {
-                    break;
-                }
-                add(&stats.retries, 1);
+    /// Resolves when the client leaves. What it sends meanwhile is kept, up to a buffer.
+    pub async fn gone(&mut self) {
+        std::future::poll_fn(|cx| {
+            if !self.input.is_empty() {
+                return Poll::Pending;
             }
-            let (upstream, pooled) = match self.checkout(backend, endpoint, record.started).await {
-                Ok(found) => found,
-                Err(error) => {
-                    failure = error;
-                    outcome = Outcome::ConnectFailed;
-                    tried.insert(index);
-                    continue;
-                }
-            };
-            if !continued {
-                continued = true;
-                if self.input.is_empty() && self.writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
-                    return After::Drop;
-                }
+            let filled = self.input.poll_fill(&mut self.reader, &self.worker.stock, SMALL, cx);
+            match filled {
+                Poll::Ready(Ok(1..)) | Poll::Pending => Poll::Pending,
+                Poll::Ready(_) => Poll::Ready(()),
             }
-            record.sent_to(endpoint);
-            let broke = match self.exchange(request, upstream, add_fields.as_bytes(), record).await {
-                Ok(after) => return after,
-                Err(broke) => broke,
-            };
-            if pooled && matches!(broke, Broke::Unsent | Broke::Endpoint) {
-                // It was closed while idle, and so perhaps were the others; the endpoint itself may be well.
-                self.worker.pool.borrow_mut().forget(endpoint);
-            } else {
-                tried.insert(index);
-                let told = match broke {
-                    Broke::Endpoint | Broke::Malformed | Broke::Midway => Some(Outcome::Reset),
-                    Broke::Timeout => Some(Outcome::TimedOut),
-                    Broke::Unsent | Broke::BadBody | Broke::Client => None,
-                };
-                told.into_iter().for_each(|told| endpoint.report(&backend.policy, told, self.worker.index));
-            }
-            outcome = if broke == Broke::Unsent { Outcome::ConnectFailed } else { Outcome::Reset };
-            let again = request.idempotent && request.framing == Framing::None;
-            failure = match broke {
-                Broke::Unsent => Failure::Broken,
-                Broke::Endpoint if again => Failure::Broken,
-                Broke::Endpoint => return self.fail(Failure::Broken, request, record).await,
-                Broke::Malformed => return self.fail(Failure::Malformed, request, record).await,
-                Broke::Timeout => return self.fail(Failure::ResponseTimeout, request, record).await,
-                Broke::BadBody => {
-                    let reason = "the request's chunked body is malformed";
-                    return self.refuse(Reject { status: StatusCode::BAD_REQUEST, reason }, record).await;
-                }
-                Broke::Client => return After::Drop,
-                Broke::Midway => return After::Reset,
-            };
-        }
-        self.fail(failure, request, record).await
-    }
-
-    /// One attempt on one connection, which goes back to the pool afterwards if it can.
-    async fn exchange(
-        &mut self,
-        request: &Request,
-        mut upstream: Upstream,
-        add_fields: &[u8],
-        record: &Record,
-    ) -> Result<After, Broke> {
-        let worker = self.worker.clone();
-        let job = Job {
-            request,
-            head: &self.head,
-            close: self.must_close(request),
-            add: add_fields,
-            date: http_date,
-            header_timeout: worker.config.response_header_timeout,
-            stock: &worker.stock,
-        };
-        let client = ClientSide {
-            reader: &mut self.reader,
-            writer: &mut self.writer,
-            input: &mut self.input,
-            reply: &mut self.reply,
-        };
-        let (reader, writer) = upstream.stream.split();
-        let endpoint = EndpointSide { reader, writer, input: &mut upstream.input, large: &mut upstream.large };
-        let Done { response, sent_all } = job.run(client, endpoint, record).await?;
-        if response.status == StatusCode::SWITCHING_PROTOCOLS {
-            if !request.upgrade {
-                // Nobody asked for another protocol; what follows on that connection is not HTTP.
-                return Err(Broke::Malformed);
-            }
-            tunnel::upgrade(self, upstream, record).await;
-            return Ok(After::Drop);
-        }
-        upstream.input.release(&worker.stock);
-        if response.reusable && sent_all {
-            worker.pool.borrow_mut().put(upstream, Instant::now());
-        }
-        Ok(match (response.close, sent_all && self.input.is_empty()) {
-            (false, _) => After::Next,
-            (true, true) => After::Drop,
-            (true, false) => After::Close,
         })
-    }
-
-    /// A connection to `endpoint` and whether it comes from the pool.
-    async fn checkout(
-        &self,
-        backend: &Backend,
-        endpoint: &Arc<EndpointState>,
-        now: Instant,
-    ) -> Result<(Upstream, bool), Failure> {
-        let stats = backend.stats.shard(self.worker.index);
-        let pooled = self.worker.pool.borrow_mut().take(endpoint, now);
-        if let Some(upstream) = pooled {
-            add(&stats.upstream_reused, 1);
-            return Ok((upstream, true));
-        }
-        match Upstream::connect(endpoint, self.worker.config.connect_timeout).await {
-            Ok(upstream) => {
-                endpoint.report(&backend.policy, Outcome::Connected(now.elapsed()), self.worker.index);
-                add(&stats.upstream_opened, 1);
-                Ok((upstream, false))
-            }
-            Err(error) => {
-                endpoint.report(&backend.policy, Outcome::ConnectFailed, self.worker.index);
-                add(&stats.connect_failures, 1);
-                tracing::debug!(service = %backend.service, endpoint = %endpoint.addr, %error, "endpoint is unreachable");
-                Err(match error {
-                    ConnectError::Timeout => Failure::ConnectTimeout,
-                    ConnectError::Io(_) => Failure::Unreachable,
-                })
-            }
-        }
+        .await;
     }
 
     /// Says that we are done and lets the client finish what it is sending, within bounds.
@@ -461,83 +325,8 @@ impl Conn<'_> {
     }
 }
 
-/// A request's head in the form that goes upstream.
-struct SentHead<'a> {
-    bytes: &'a [u8],
-    client: IpAddr,
-}
-
-impl SentHead<'_> {
-    fn text(&self) -> &str {
-        // What is not ASCII matches nothing.
-        std::str::from_utf8(self.bytes).unwrap_or_default()
-    }
-
-    fn target(&self) -> &str {
-        self.text().split(' ').nth(1).unwrap_or_default()
-    }
-
-    fn values<'h>(&'h self, name: &str) -> impl Iterator<Item = &'h str> {
-        let fields = self.text().split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
-        fields.filter(move |(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
-    }
-}
-
-impl Head for SentHead<'_> {
-    fn method(&self) -> &str {
-        self.text().split(' ').next().unwrap_or_default()
-    }
-
-    fn host(&self) -> &str {
-        let host = self.values("host").next().unwrap_or_default();
-        host.rsplit_once(':').map_or(host, |(host, _)| host)
-    }
-
-    fn path(&self) -> &str {
-        self.target().split('?').next().unwrap_or_default()
-    }
-
-    fn query(&self) -> Option<&str> {
-        self.target().split_once('?').map(|(_, query)| query)
-    }
-
-    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
-        let mut values = self.values(name);
-        let first = values.next()?;
-        Some(values.fold(Cow::Borrowed(first), |all, value| Cow::Owned(format!("{all}, {value}"))))
-    }
-
-    fn client(&self) -> IpAddr {
-        self.client
-    }
-}
-
-/// Why a request could not be answered by any endpoint.
-#[derive(Clone, Copy)]
-enum Failure {
-    NoEndpoints,
-    Unreachable,
-    ConnectTimeout,
-    Broken,
-    Malformed,
-    ResponseTimeout,
-}
-
-impl Failure {
-    fn status_and_text(self) -> (StatusCode, &'static str) {
-        match self {
-            Self::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, "has no ready endpoints"),
-            Self::Unreachable => (StatusCode::BAD_GATEWAY, "has endpoints, but none accepted a connection"),
-            Self::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "has endpoints, but connecting timed out"),
-            Self::Broken => (StatusCode::BAD_GATEWAY, "closed the connection before it responded"),
-            Self::Malformed => (StatusCode::BAD_GATEWAY, "sent a response that is not valid HTTP/1.1"),
-            Self::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "did not respond in time"),
-        }
-    }
-}
-
 /// Now, as in a `Date` header.
-fn http_date() -> String {
+pub(super) fn http_date() -> String {
     let now = k8s_openapi::jiff::Timestamp::now();
     // Only years beyond 9999 cannot be printed.
     k8s_openapi::jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&now).unwrap_or_default()

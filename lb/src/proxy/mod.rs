@@ -4,13 +4,21 @@
 //! This module starts the threads and hands them sockets. It does not know Services: a socket comes with the
 //! [`site::Site`] to serve.
 
+mod attempt;
 mod buffer;
 mod chunked;
 mod datagram;
+mod decide;
+mod dispatch;
 mod drain;
 mod exchange;
 mod fields;
+mod filters;
+mod hedge;
 mod http;
+mod io;
+mod mirror;
+mod path;
 mod pool;
 mod proxy_protocol;
 mod record;
@@ -19,6 +27,7 @@ mod response;
 pub(crate) mod site;
 mod sni;
 mod tcp;
+mod tls;
 mod tunnel;
 mod udp;
 mod worker;

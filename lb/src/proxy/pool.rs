@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
+use super::io::Link;
+use super::tls::Connector;
 use crate::backend::EndpointState;
 
 /// Why there is no connection.
@@ -20,12 +22,16 @@ pub(crate) enum ConnectError {
     Timeout,
     #[error("connecting failed")]
     Io(#[source] io::Error),
+    #[error("the endpoint's TLS is not as the policy demands")]
+    Tls(#[source] io::Error),
 }
 
 /// A connection to an endpoint.
 pub(crate) struct Upstream {
     pub endpoint: Arc<EndpointState>,
-    pub stream: TcpStream,
+    pub stream: Link,
+    /// Of the TLS settings it was opened with; 0: none.
+    connector: u64,
     /// Received and not yet passed on.
     pub input: Buffer,
     /// The last response was large, and so may be the next: worth a large buffer from the start.
@@ -33,16 +39,21 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    /// Opens a connection to `endpoint` within `timeout`.
-    pub async fn connect(endpoint: &Arc<EndpointState>, timeout: Duration) -> Result<Self, ConnectError> {
-        let stream = connect(endpoint.addr, timeout).await?;
-        Ok(Self { endpoint: endpoint.clone(), stream, input: Buffer::default(), large: false })
-    }
-
-    /// Whether another request can be sent: the endpoint has neither closed nor sent anything. Costs no call into the
-    /// kernel unless something arrived.
-    fn is_usable(&self) -> bool {
-        matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    /// Opens a connection to `endpoint` within `timeout` (TLS handshake included).
+    pub async fn connect(
+        endpoint: &Arc<EndpointState>,
+        connector: Option<&Connector>,
+        timeout: Duration,
+    ) -> Result<Self, ConnectError> {
+        let (endpoint, input, large) = (endpoint.clone(), Buffer::default(), false);
+        let Some(connector) = connector else {
+            let stream = Link::Plain(connect(endpoint.addr, timeout).await?);
+            return Ok(Self { endpoint, stream, connector: 0, input, large });
+        };
+        let opened =
+            async { connector.secure(connect(endpoint.addr, timeout).await?).await.map_err(ConnectError::Tls) };
+        let stream = tokio::time::timeout(timeout, opened).await.map_err(|_| ConnectError::Timeout)??;
+        Ok(Self { endpoint, stream, connector: connector.id, input, large })
     }
 }
 
@@ -56,7 +67,8 @@ pub(crate) async fn connect(addr: SocketAddr, timeout: Duration) -> Result<TcpSt
 
 /// Idle connections of one thread.
 pub(crate) struct Pool {
-    idle: HashMap<u64, Vec<Idle>>,
+    /// By endpoint and TLS settings: what was opened under others is never used.
+    idle: HashMap<(u64, u64), Vec<Idle>>,
     max_idle_per_endpoint: usize,
     idle_timeout: Duration,
 }
@@ -71,11 +83,11 @@ impl Pool {
         Self { idle: HashMap::new(), max_idle_per_endpoint, idle_timeout }
     }
 
-    /// The most recently used idle connection to `endpoint` that is still open.
-    pub fn take(&mut self, endpoint: &EndpointState, now: Instant) -> Option<Upstream> {
-        let idle = self.idle.get_mut(&endpoint.id)?;
-        while let Some(Idle { upstream, since }) = idle.pop() {
-            if now.saturating_duration_since(since) < self.idle_timeout && upstream.is_usable() {
+    /// The most recently used idle connection to `endpoint` (with the TLS settings `connector`, 0: none) that is still open.
+    pub fn take(&mut self, endpoint: &EndpointState, connector: u64, now: Instant) -> Option<Upstream> {
+        let idle = self.idle.get_mut(&(endpoint.id, connector))?;
+        while let Some(Idle { mut upstream, since }) = idle.pop() {
+            if now.saturating_duration_since(since) < self.idle_timeout && upstream.stream.is_usable() {
                 return Some(upstream);
             }
         }
@@ -87,25 +99,25 @@ impl Pool {
         if upstream.endpoint.is_removed() || !upstream.input.is_empty() {
             return;
         }
-        let idle = self.idle.entry(upstream.endpoint.id).or_default();
+        let idle = self.idle.entry((upstream.endpoint.id, upstream.connector)).or_default();
         if idle.len() < self.max_idle_per_endpoint {
             idle.push(Idle { upstream, since: now });
         }
     }
 
     /// Closes all idle connections to an endpoint: one of them turned out to be dead.
-    pub fn forget(&mut self, endpoint: &EndpointState) {
-        self.idle.remove(&endpoint.id);
+    pub fn forget(&mut self, endpoint: &EndpointState, connector: u64) {
+        self.idle.remove(&(endpoint.id, connector));
     }
 
     /// Closes what is too old, was closed by its endpoint, or belongs to an endpoint that is gone.
     pub fn sweep(&mut self) {
         let (now, timeout) = (Instant::now(), self.idle_timeout);
         self.idle.retain(|_, idle| {
-            idle.retain(|entry| {
+            idle.retain_mut(|entry| {
                 !entry.upstream.endpoint.is_removed()
                     && now.saturating_duration_since(entry.since) < timeout
-                    && entry.upstream.is_usable()
+                    && entry.upstream.stream.is_usable()
             });
             !idle.is_empty()
         });

@@ -18,6 +18,10 @@ pub(crate) struct Record {
     pub backend: Arc<Backend>,
     /// When its head was complete.
     pub started: Instant,
+    /// When its present attempt began.
+    attempt: Cell<Instant>,
+    /// When its response head came, as long as nothing took time since: saves asking the clock again.
+    ended: Cell<Option<Instant>>,
     code: Cell<u16>,
     endpoint: RefCell<Option<Arc<EndpointState>>>,
     counted: bool,
@@ -25,30 +29,51 @@ pub(crate) struct Record {
 
 impl Record {
     pub fn start(worker: Rc<Worker>, rule: Arc<Rule>, backend: Arc<Backend>) -> Self {
+        let started = Instant::now();
         Self {
             worker,
             rule,
             backend,
-            started: Instant::now(),
+            started,
+            attempt: Cell::new(started),
+            ended: Cell::new(None),
             code: Cell::new(CODE_CLIENT_GONE),
             endpoint: RefCell::default(),
             counted: false,
         }
     }
 
-    /// The request goes to `endpoint` (again, when an earlier one failed).
-    pub fn sent_to(&self, endpoint: &Arc<EndpointState>) {
+    /// The request goes to `endpoint` (again, when an earlier one failed) since `now`.
+    pub fn sent_to(&self, endpoint: &Arc<EndpointState>, now: Instant) {
         self.leave_endpoint();
+        self.attempt.set(now);
+        self.ended.set(None);
         endpoint.begin(self.worker.index);
         *self.endpoint.borrow_mut() = Some(endpoint.clone());
     }
 
-    /// An endpoint's response head is there.
+    /// The head of the endpoint's response is there: it learns how long that took.
     pub fn responded(&self, code: http::StatusCode) {
+        let now = Instant::now();
+        self.ended.set(Some(now));
+        self.report(Outcome::Status(code.as_u16(), now.saturating_duration_since(self.attempt.get())));
+    }
+
+    /// More than the response's head has to be waited for.
+    pub fn goes_on(&self) {
+        self.ended.set(None);
+    }
+
+    /// The attempt ended like this.
+    pub fn report(&self, outcome: Outcome) {
         if let Some(endpoint) = self.endpoint.borrow().as_deref() {
-            let outcome = Outcome::Status(code.as_u16(), self.started.elapsed());
             endpoint.report(&self.backend.policy, outcome, self.worker.index);
         }
+    }
+
+    /// The client was told something.
+    pub fn has_begun(&self) -> bool {
+        self.code.get() != CODE_CLIENT_GONE
     }
 
     pub fn answered(&self, code: http::StatusCode) {
@@ -80,7 +105,7 @@ impl Record {
     }
 
     fn count(&mut self) -> Instant {
-        let now = Instant::now();
+        let now = self.ended.get().unwrap_or_else(Instant::now);
         self.leave_endpoint();
         self.backend
             .stats

@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use http::StatusCode;
 
 use super::fields::{Field, Options, content_length, is_named, kind, write};
+use super::filters::Edits;
 use super::request::{Framing, Request};
 
 /// Header fields accepted in a response; more is treated as a broken endpoint.
@@ -48,6 +49,7 @@ pub(crate) struct Hop<'a> {
     pub close: bool,
     /// Tells the time as an HTTP date, for responses without one (RFC 9110 §6.6.1).
     pub date: fn() -> String,
+    pub edits: Edits<'a>,
 }
 
 /// Reads a head at the front of `bytes` and writes the one for the client to `out` (replacing what is there). `None`:
@@ -140,9 +142,12 @@ impl<'a> Head<'a> {
                 None => facts.options.named == 0 || !is_named(self.fields, field.name),
                 _ => false,
             };
-            if passes {
+            if passes && !hop.edits.drops(field.name) {
                 write(out, field.name, field.value);
             }
+        }
+        if !hop.edits.is_empty() {
+            hop.edits.added().for_each(|(name, value)| write(out, name, value.as_bytes()));
         }
         match facts.length {
             // Void beside a transfer coding, forbidden without a body (RFC 9110 §8.6).
@@ -174,6 +179,9 @@ impl<'a> Head<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Answer<'a> {
     pub status: StatusCode,
+    /// In lower case, beside what every answer has.
+    pub fields: &'a [(&'static str, String)],
+    /// May be empty.
     pub text: &'a str,
     /// The client speaks HTTP/1.0.
     pub http10: bool,
@@ -187,8 +195,16 @@ impl Answer<'_> {
     /// Writes all of it to `out` (replacing what is there).
     pub fn write(&self, out: &mut Vec<u8>) {
         write_status_line(self.status, self.status.canonical_reason().unwrap_or(""), self.http10, out);
-        write(out, "content-type", b"text/plain; charset=utf-8");
-        write_length(self.text.len() as u64, out);
+        for (name, value) in self.fields {
+            write(out, name, value.as_bytes());
+        }
+        if !self.text.is_empty() {
+            write(out, "content-type", b"text/plain; charset=utf-8");
+        }
+        // RFC 9110 §8.6
+        if self.status != StatusCode::NO_CONTENT {
+            write_length(self.text.len() as u64, out);
+        }
         write_connection(self.close, self.http10, out);
         write(out, "date", (self.date)().as_bytes());
         out.extend_from_slice(b"\r\n");
@@ -237,7 +253,7 @@ mod tests {
 
     fn run(text: &str, request: &Request) -> Result<Option<(Response, String)>, Malformed> {
         let mut out = Vec::new();
-        let hop = Hop { request, close: false, date: || "now".to_owned() };
+        let hop = Hop { request, close: false, date: || "now".to_owned(), edits: Edits::default() };
         let response = parse(text.as_bytes(), hop, &mut out)?;
         Ok(response.map(|response| (response, String::from_utf8_lossy(&out).into_owned())))
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::route::{HttpTable, Resolve, Weighted, choose_share};
+use super::tls;
+use crate::route::{ByHost, HttpTable, Resolve, Weighted, choose_share};
 use crate::snapshot::routes::{HostPattern, L4Plan, ListenerPlan, Mode, RuleId, TlsAction, TlsSite};
 use crate::stats::RouteStats;
 
@@ -53,6 +54,8 @@ pub(crate) struct L4 {
 pub(crate) struct TlsTable {
     /// Most specific first.
     pub sites: Vec<(HostPattern, TlsMode)>,
+    /// Index in `sites`.
+    by_host: ByHost<usize>,
 }
 
 /// What happens with TLS connections to a name.
@@ -67,13 +70,13 @@ pub(crate) enum TlsMode {
 }
 
 /// A listener's plan ready to serve.
-pub(crate) fn compile(plan: &ListenerPlan, resolve: &mut impl Resolve) -> Site {
+pub(crate) fn compile(plan: &ListenerPlan, port: u16, resolve: &mut impl Resolve) -> Site {
     let accept_proxy = accept_proxy(plan.accept_proxy.as_ref());
     let mode = match &plan.mode {
-        Mode::Http(http) => SiteMode::Http(Arc::new(HttpTable::compile(http, resolve))),
+        Mode::Http(http) => SiteMode::Http(Arc::new(HttpTable::compile(http, port, resolve))),
         Mode::Tcp(l4) => SiteMode::Tcp(Arc::new(L4::compile(l4, resolve))),
         Mode::Udp(l4) => SiteMode::Udp(Arc::new(L4::compile(l4, resolve))),
-        Mode::Tls(sites) => SiteMode::Tls(TlsTable::compile(sites, resolve)),
+        Mode::Tls(sites) => SiteMode::Tls(TlsTable::compile(sites, port, resolve)),
     };
     Site { mode, accept_proxy }
 }
@@ -94,7 +97,8 @@ fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
 
 impl L4 {
     fn compile(plan: &L4Plan, resolve: &mut impl Resolve) -> Self {
-        let shares: Box<[Weighted]> = plan.backends.iter().map(|share| Weighted::compile(share, resolve)).collect();
+        let shares: Box<[Weighted]> =
+            plan.backends.iter().map(|share| Weighted::compile(&plan.id, share, resolve)).collect();
         Self {
             id: plan.id.clone(),
             total_weight: shares.iter().map(|share| share.weight).fold(0, u32::saturating_add),
@@ -111,14 +115,80 @@ impl L4 {
 }
 
 impl TlsTable {
-    fn compile(sites: &[TlsSite], resolve: &mut impl Resolve) -> Self {
-        let passthrough = sites.iter().filter_map(|TlsSite { host, action }| match action {
-            TlsAction::Passthrough(to) => {
-                Some((host.clone(), TlsMode::Passthrough(Arc::new(L4::compile(to, resolve)))))
-            }
-            TlsAction::Http { .. } | TlsAction::Terminate { .. } => None,
-        });
-        Self { sites: passthrough.collect() }
+    fn compile(sites: &[TlsSite], port: u16, resolve: &mut impl Resolve) -> Self {
+        let mut table = Self::default();
+        for TlsSite { host, action } in sites {
+            let mode = match action {
+                TlsAction::Http { certificates, http } => tls::server_config(certificates, tls::ALPN_HTTP)
+                    .map(|config| TlsMode::Http(config, Arc::new(HttpTable::compile(http, port, resolve)))),
+                TlsAction::Terminate { certificates, to } => tls::server_config(certificates, &[])
+                    .map(|config| TlsMode::Terminate(config, Arc::new(L4::compile(to, resolve)))),
+                TlsAction::Passthrough(to) => Some(TlsMode::Passthrough(Arc::new(L4::compile(to, resolve)))),
+            };
+            let Some(mode) = mode else { continue };
+            table.by_host.insert(host, table.sites.len());
+            table.sites.push((host.clone(), mode));
+        }
+        table
+    }
+
+    /// The site for a name in lower case (empty: the client sent none).
+    pub fn find(&self, name: &str) -> Option<&TlsMode> {
+        let index = self.by_host.candidates(name).next()?;
+        self.sites.get(*index).map(|(_, mode)| mode)
+    }
+
+    /// Whether a request for `host` may come over a connection to `name`: both must mean the same site, else a client would reach what
+    /// another certificate (or none at all) stands for.
+    fn allows(&self, name: &str, host: &str) -> bool {
+        name == host || self.by_host.candidates(name).next() == self.by_host.candidates(host).next()
+    }
+
+    /// Whether any connections pass as they are.
+    pub fn has_passthrough(&self) -> bool {
+        self.sites.iter().any(|(_, mode)| matches!(mode, TlsMode::Passthrough(_)))
+    }
+}
+
+/// Where the requests of a connection are looked up: always in what its listener serves now.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    /// A listener in clear text.
+    Clear(Arc<SiteCell>),
+    /// A TLS listener, by the name (in lower case) that the client asked for; empty if it sent none.
+    Tls(Arc<SiteCell>, Arc<str>),
+}
+
+impl Target {
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(..))
+    }
+
+    /// The site as it is now.
+    pub fn load(&self) -> arc_swap::Guard<Arc<Site>> {
+        match self {
+            Self::Clear(cell) | Self::Tls(cell, _) => cell.load(),
+        }
+    }
+
+    /// The routes in `site`, which [`Target::load`] gave.
+    pub fn table<'s>(&self, site: &'s Site) -> Option<&'s HttpTable> {
+        match (self, &site.mode) {
+            (Self::Clear(_), SiteMode::Http(table)) => Some(table),
+            (Self::Tls(_, name), SiteMode::Tls(sites)) => match sites.find(name)? {
+                TlsMode::Http(_, table) => Some(table),
+                TlsMode::Terminate(..) | TlsMode::Passthrough(_) => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Whether a request for `host` may come over this connection (RFC 9110 §7.4, §15.5.20).
+    pub fn allows(&self, site: &Site, host: &str) -> bool {
+        match (self, &site.mode) {
+            (Self::Tls(_, name), SiteMode::Tls(sites)) => sites.allows(name, host),
+            _ => true,
+        }
     }
 }
 

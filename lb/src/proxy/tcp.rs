@@ -14,10 +14,10 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::drain::{Drain, Phase};
+use super::io::Stream;
 use super::pool;
 use super::proxy_protocol;
-use super::site::{L4, TlsMode, TlsTable};
-use super::sni;
+use super::site::L4;
 use super::tunnel::{self, Direction};
 use super::worker::{Active, Worker};
 use crate::backend::{Backend, EndpointState, Tried};
@@ -27,22 +27,20 @@ use crate::stats::add;
 
 /// Endpoints tried for a connection.
 const MAX_CONNECT_ATTEMPTS: usize = 8;
-/// Longest wait for a ClientHello.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A silence is noticed at the latest this share of the longest one after it became too long.
 const SILENCE_STEPS: u32 = 4;
 
 /// Serves one client connection.
-pub(crate) async fn serve(worker: &Rc<Worker>, mut client: TcpStream, peer: SocketAddr, l4: &L4, drain: &Rc<Drain>) {
+pub(crate) async fn serve<S: Stream>(worker: &Rc<Worker>, mut client: S, peer: SocketAddr, l4: &L4, drain: &Rc<Drain>) {
     let cell = l4.share(rand::random()).and_then(|share| share.cell.as_ref());
     let Some(backend) = cell.map(|cell| cell.load_full()) else { return };
     let _active = Active::new(backend.stats.clone(), worker.index);
     add(&l4.stats.shard(worker.index).requests, 1);
     // A reset tells the client apart from an orderly end that nothing was served.
-    let refuse = |client: &TcpStream| drop(SockRef::from(client).set_linger(Some(Duration::ZERO)));
+    let refuse = |client: &S| client.with_tcp(|tcp| drop(SockRef::from(tcp).set_linger(Some(Duration::ZERO))));
     let Ok(_permit) = balance::enter_connection(&backend) else { return refuse(&client) };
     let Some((endpoint, mut upstream)) = connect(worker, &backend, peer).await else { return refuse(&client) };
-    if let (Some(version), Ok(local)) = (backend.policy.send_proxy, client.local_addr())
+    if let (Some(version), Ok(local)) = (backend.policy.send_proxy, client.with_tcp(TcpStream::local_addr))
         && proxy_protocol::send(&mut upstream, version, peer, local).await.is_err()
     {
         return refuse(&client);
@@ -66,7 +64,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut client: TcpStream, peer: Sock
             }
         }
     };
-    let (mut reader, mut writer) = client.split();
+    let (mut reader, mut writer) = client.halves();
     let copied = tunnel::join((&mut reader, &mut writer), upstream, Default::default(), &worker.stock, &count);
     tokio::select! {
         result = copied => {
@@ -87,25 +85,6 @@ async fn silence(longest: Option<Duration>, active: &Cell<bool>) {
         active.set(false);
         tokio::time::sleep(longest / SILENCE_STEPS).await;
         silent = if active.get() { 0 } else { silent + 1 };
-    }
-}
-
-/// Serves a TLS connection that stays TLS: by the name in its ClientHello, which the endpoint sees as it came.
-pub(crate) async fn passthrough(
-    worker: &Rc<Worker>,
-    client: TcpStream,
-    peer: SocketAddr,
-    table: &TlsTable,
-    drain: &Rc<Drain>,
-) {
-    let name = match sni::peek(&client, HELLO_TIMEOUT).await {
-        Ok(hello) => hello.server_name.unwrap_or_default(),
-        Err(error) => return tracing::trace!(%peer, %error, "connection refused"),
-    };
-    // Without a name only a site for any name will do.
-    match table.sites.iter().find(|(pattern, _)| pattern.matches(&name)) {
-        Some((_, TlsMode::Passthrough(l4))) => serve(worker, client, peer, l4, drain).await,
-        _ => tracing::trace!(%peer, name, "nothing is served under this name"),
     }
 }
 

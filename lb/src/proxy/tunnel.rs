@@ -2,16 +2,17 @@
 //!
 //! A connection over which nothing goes holds no buffer.
 
+use std::cell::Cell;
 use std::io;
+use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::buffer::{Buffer, LARGE, Stock};
-use super::http::Conn;
-use super::pool::Upstream;
-use super::record::Record;
+use super::io::{Source, Stream, send};
+
+/// A silence is noticed at the latest this share of the longest one after it became too long.
+const SILENCE_STEPS: u32 = 4;
 
 /// Which way counted bytes went.
 #[derive(Clone, Copy)]
@@ -20,34 +21,27 @@ pub(crate) enum Direction {
     ToClient,
 }
 
-/// Passes the 101 in `conn.reply` on and joins the client's connection with the endpoint's.
-pub(crate) async fn upgrade(conn: &mut Conn<'_>, upstream: Upstream, record: &Record) {
-    let count = |direction, bytes| match direction {
-        Direction::FromClient => record.received(bytes),
-        Direction::ToClient => record.sent(bytes),
-    };
-    let joined = async {
-        conn.writer.write_all(&conn.reply).await?;
-        // Bytes that came with the 101, and those that the client did not wait with.
-        let early = [std::mem::take(&mut conn.input), upstream.input];
-        let client = (&mut conn.reader, &mut conn.writer);
-        join(client, upstream.stream, early, &record.worker.stock, &count).await
-    };
-    if let Err(error) = joined.await {
-        tracing::trace!(%error, "upgraded connection ended");
+/// Ends when nothing was counted for `longest` (or a quarter more); never, if there is no limit.
+pub(crate) async fn silence(longest: Option<Duration>, active: &Cell<bool>) {
+    let Some(longest) = longest else { return std::future::pending().await };
+    let mut silent = 0;
+    while silent < SILENCE_STEPS {
+        active.set(false);
+        tokio::time::sleep(longest / SILENCE_STEPS).await;
+        silent = if active.get() { 0 } else { silent + 1 };
     }
 }
 
 /// Copies both ways until both sides have ended, or either fails; `early` was received from the client and the endpoint
 /// before. `count` learns what passes as it passes, so that long connections show up before they end.
-pub(crate) async fn join(
-    client: (&mut ReadHalf<'_>, &mut WriteHalf<'_>),
-    mut endpoint: TcpStream,
+pub(crate) async fn join<R: Source, W: AsyncWrite + Unpin>(
+    client: (&mut R, &mut W),
+    mut endpoint: impl Stream,
     early: [Buffer; 2],
     stock: &Stock,
     count: &impl Fn(Direction, u64),
 ) -> io::Result<()> {
-    let (mut reader, mut writer) = endpoint.split();
+    let (mut reader, mut writer) = endpoint.halves();
     let [from_client, from_endpoint] = early;
     tokio::try_join!(
         pipe(client.0, &mut writer, from_client, stock, |bytes| count(Direction::FromClient, bytes)),
@@ -57,9 +51,9 @@ pub(crate) async fn join(
 }
 
 /// One direction, half-close included.
-async fn pipe(
-    from: &mut ReadHalf<'_>,
-    to: &mut WriteHalf<'_>,
+async fn pipe<R: Source, W: AsyncWrite + Unpin>(
+    from: &mut R,
+    to: &mut W,
     mut input: Buffer,
     stock: &Stock,
     count: impl Fn(u64),
@@ -67,7 +61,7 @@ async fn pipe(
     loop {
         if !input.is_empty() {
             let bytes = input.bytes();
-            to.write_all(bytes).await?;
+            send(to, bytes).await?;
             count(bytes.len() as u64);
             input.consume(usize::MAX);
         }

@@ -15,8 +15,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::buffer::Stock;
 use super::drain::{Drain, Phase};
 use super::pool::Pool;
-use super::site::{SiteCell, SiteMode};
-use super::{http, proxy_protocol, tcp, udp};
+use super::site::SiteCell;
+use super::tls::Connectors;
+use super::{dispatch, udp};
 use crate::config::ProxyConfig;
 use crate::listeners::bind::{BACKLOG, Bound};
 use crate::stats::{ServiceStats, add, sub};
@@ -45,6 +46,10 @@ pub(crate) struct Worker {
     pub config: Arc<ProxyConfig>,
     pub pool: RefCell<Pool>,
     pub stock: Stock,
+    /// TLS settings towards endpoints.
+    pub connectors: Connectors,
+    /// Mirrored requests on their way.
+    pub copies: Cell<usize>,
     connections: Cell<usize>,
     idle: Notify,
 }
@@ -86,6 +91,8 @@ pub(crate) fn run(
         config,
         pool,
         stock: Stock::default(),
+        connectors: Connectors::default(),
+        copies: Cell::new(0),
         connections: Cell::new(0),
         idle: Notify::new(),
     });
@@ -188,27 +195,14 @@ async fn accept_loop(worker: &Rc<Worker>, socket: &TcpListener, site: &Arc<SiteC
     }
 }
 
-fn connection(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, site: &Arc<SiteCell>, drain: &Rc<Drain>) {
+fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, site: &Arc<SiteCell>, drain: &Rc<Drain>) {
     if worker.is_full() {
         return;
     }
     let guard = ConnectionGuard::new(worker.clone());
     let (worker, site, drain) = (worker.clone(), site.clone(), drain.clone());
     tokio::task::spawn_local(async move {
-        let now = site.load_full();
-        let peer = match &now.accept_proxy {
-            None => peer,
-            Some(trusted) => match proxy_protocol::accept(&mut stream, peer, trusted).await {
-                Ok(client) => client,
-                Err(error) => return tracing::debug!(%peer, %error, "connection refused"),
-            },
-        };
-        match &now.mode {
-            SiteMode::Http(_) => http::serve(worker, stream, peer, site, drain).await,
-            SiteMode::Tcp(l4) => tcp::serve(&worker, stream, peer, l4, &drain).await,
-            SiteMode::Tls(table) => tcp::passthrough(&worker, stream, peer, table, &drain).await,
-            SiteMode::Gone | SiteMode::Udp(_) => {}
-        }
+        dispatch::serve(worker, stream, peer, site, drain).await;
         drop(guard);
     });
 }

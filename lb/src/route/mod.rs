@@ -48,7 +48,39 @@ pub(crate) struct Rule {
     pub stats: Arc<RouteStats>,
     /// What the policy counts.
     pub control: Control,
+    /// Who gets copies, by the rule's filters.
+    pub mirrors: Box<[Mirror]>,
     conditions: Conditions,
+}
+
+/// A receiver of copies.
+#[derive(Clone, Debug)]
+pub(crate) struct Mirror {
+    /// Of copies: to one Service port, under no policy, with counters of its own.
+    pub rule: Arc<Rule>,
+    /// Share of requests: `numerator` of `denominator` (not 0).
+    numerator: u32,
+    denominator: u32,
+}
+
+impl Mirror {
+    fn of(id: &RuleId, filters: &[Filter], resolve: &mut impl Resolve) -> Box<[Self]> {
+        let mirrors = filters.iter().filter_map(|filter| match filter {
+            Filter::Mirror { backend, numerator, denominator } => {
+                let id = RuleId { kind: "Mirror", ..id.clone() };
+                let (cell, stats) = (resolve.cell(backend)?, resolve.stats(&id));
+                let rule = Arc::new(Rule::of_service(id, cell, Arc::default(), stats));
+                Some(Self { rule, numerator: *numerator, denominator: (*denominator).max(1) })
+            }
+            _ => None,
+        });
+        mirrors.collect()
+    }
+
+    /// Whether this request is copied; `random` is any number.
+    pub fn takes(&self, random: u32) -> bool {
+        random % self.denominator < self.numerator
+    }
 }
 
 /// A share of a rule's requests.
@@ -58,28 +90,38 @@ pub(crate) struct Weighted {
     pub cell: Option<Arc<BackendCell>>,
     pub weight: u32,
     pub filters: Box<[Filter]>,
+    /// Who gets copies, by these filters.
+    pub mirrors: Box<[Mirror]>,
 }
 
 impl Weighted {
-    /// From a plan.
-    pub fn compile(plan: &WeightedBackend, resolve: &mut impl Resolve) -> Self {
+    /// From the plan of the rule or listener `id`.
+    pub fn compile(id: &RuleId, plan: &WeightedBackend, resolve: &mut impl Resolve) -> Self {
         Self {
             cell: plan.backend.as_ref().and_then(|backend| resolve.cell(backend)),
             weight: plan.weight,
             filters: plan.filters.clone().into(),
+            mirrors: Mirror::of(id, &plan.filters, resolve),
         }
+    }
+
+    /// All of a Service port.
+    pub fn all_of(cell: Arc<BackendCell>) -> Self {
+        Self { cell: Some(cell), weight: 1, filters: Box::default(), mirrors: Box::default() }
     }
 }
 
 /// One of `shares` by weight; `random` is any number.
 pub(crate) fn choose_share(shares: &[Weighted], total_weight: u32, random: u32) -> Option<&Weighted> {
-    if let [only] = shares
-        && only.weight > 0
-    {
-        return Some(only);
+    shares.get(choose_index(shares, total_weight, || random)?)
+}
+
+fn choose_index(shares: &[Weighted], total_weight: u32, random: impl FnOnce() -> u32) -> Option<usize> {
+    if let [only] = shares {
+        return (only.weight > 0).then_some(0);
     }
-    let mut at = random.checked_rem(total_weight)?;
-    shares.iter().find(|share| {
+    let mut at = random().checked_rem(total_weight)?;
+    shares.iter().position(|share| {
         let here = at < share.weight;
         at = at.saturating_sub(share.weight);
         here
@@ -118,10 +160,13 @@ pub(crate) struct HttpTable {
     listeners: ByHost<ByHost<Paths>>,
     /// All requests match this one: a Service's own port.
     only: Option<Arc<Rule>>,
+    /// Of the listener; 0 for a Service's own port.
+    port: u16,
 }
 
+/// Something per host pattern.
 #[derive(Debug)]
-struct ByHost<T> {
+pub(crate) struct ByHost<T> {
     exact: HashMap<Box<str>, T>,
     wildcard: HashMap<Box<str>, T>,
     any: Option<T>,
@@ -134,7 +179,7 @@ impl<T> Default for ByHost<T> {
 }
 
 impl<T> ByHost<T> {
-    fn insert(&mut self, host: &HostPattern, value: T) {
+    pub fn insert(&mut self, host: &HostPattern, value: T) {
         match host {
             HostPattern::Exact(name) => drop(self.exact.insert((&**name).into(), value)),
             HostPattern::Wildcard(suffix) => drop(self.wildcard.insert((&**suffix).into(), value)),
@@ -143,7 +188,7 @@ impl<T> ByHost<T> {
     }
 
     /// What `host` may use, most specific first.
-    fn candidates<'t: 'h, 'h>(&'t self, host: &'h str) -> impl Iterator<Item = &'t T> + use<'t, 'h, T> {
+    pub fn candidates<'t: 'h, 'h>(&'t self, host: &'h str) -> impl Iterator<Item = &'t T> + use<'t, 'h, T> {
         let suffixes = std::iter::successors(Some(host), |rest| rest.split_once('.').map(|(_, rest)| rest)).skip(1);
         let wildcard = suffixes.filter(|_| !self.wildcard.is_empty()).filter_map(|suffix| self.wildcard.get(suffix));
         self.exact.get(host).into_iter().chain(wildcard).chain(&self.any)
@@ -152,8 +197,8 @@ impl<T> ByHost<T> {
 
 impl HttpTable {
     /// From a plan.
-    pub fn compile(plan: &HttpPlan, resolve: &mut impl Resolve) -> Self {
-        let mut table = Self::default();
+    pub fn compile(plan: &HttpPlan, port: u16, resolve: &mut impl Resolve) -> Self {
+        let mut table = Self { port, ..Self::default() };
         for (listener, hosts) in &plan.listeners {
             table.listeners.insert(listener, hosts_table(hosts, resolve));
         }
@@ -168,6 +213,11 @@ impl HttpTable {
     /// The rule that all requests match: the table is a Service's own port.
     pub fn single(&self) -> Option<&Arc<Rule>> {
         self.only.as_ref()
+    }
+
+    /// The listener's port, for redirects; 0 for a Service's own port.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The rule for a request.
@@ -194,7 +244,8 @@ impl Rule {
         let values = |fields: &[crate::snapshot::routes::FieldMatch]| {
             fields.iter().filter_map(|field| Some((field.name.clone(), Value::new(&field.value)?))).collect()
         };
-        let backends: Box<[Weighted]> = plan.backends.iter().map(|share| Weighted::compile(share, resolve)).collect();
+        let backends: Box<[Weighted]> =
+            plan.backends.iter().map(|share| Weighted::compile(&plan.id, share, resolve)).collect();
         Self {
             id: plan.id.clone(),
             path: plan.path.clone(),
@@ -204,6 +255,7 @@ impl Rule {
             policy: plan.policy.clone(),
             stats: resolve.stats(&plan.id),
             control: resolve.control(&plan.id, &plan.policy),
+            mirrors: Mirror::of(&plan.id, &plan.filters, resolve),
             conditions: Conditions {
                 method: plan.method.clone(),
                 headers: values(&plan.headers),
@@ -214,7 +266,7 @@ impl Rule {
 
     /// The one rule of a Service's own port.
     pub fn of_service(id: RuleId, cell: Arc<BackendCell>, policy: Arc<RequestPolicy>, stats: Arc<RouteStats>) -> Self {
-        let share = Weighted { cell: Some(cell), weight: 1, filters: Box::default() };
+        let share = Weighted::all_of(cell);
         Self {
             id,
             path: PathMatch::Prefix("/".into()),
@@ -224,13 +276,14 @@ impl Rule {
             control: Control::alone(&policy),
             policy,
             stats,
+            mirrors: Box::default(),
             conditions: Conditions::default(),
         }
     }
 
-    /// The share for a request; `random` is any number.
-    pub fn share(&self, random: u32) -> Option<&Weighted> {
-        choose_share(&self.backends, self.total_weight, random)
+    /// The index of the share for a request; `random` gives any number.
+    pub fn choose(&self, random: impl FnOnce() -> u32) -> Option<usize> {
+        choose_index(&self.backends, self.total_weight, random)
     }
 
     /// Whether method, headers and query match.
@@ -346,7 +399,7 @@ mod tests {
             plan.hosts.insert(HostPattern::parse(host), rules.into_iter().map(Arc::new).collect());
         }
         let listeners = listeners.into_iter().map(|(host, plan)| (host, Arc::new(plan))).collect();
-        HttpTable::compile(&HttpPlan { listeners }, &mut Nothing)
+        HttpTable::compile(&HttpPlan { listeners }, 80, &mut Nothing)
     }
 
     #[track_caller]

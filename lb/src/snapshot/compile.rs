@@ -501,10 +501,10 @@ impl Compiler {
         if let Some(new) = new {
             new.mentions
                 .iter()
-                .for_each(|name| drop(self.by_service.entry(name.clone()).or_default().insert(key.clone())));
+                .for_each(|name| { self.by_service.entry(name.clone()).or_default().insert(key.clone()); });
             new.parents
                 .iter()
-                .for_each(|name| drop(self.by_gateway.entry(name.clone()).or_default().insert(key.clone())));
+                .for_each(|name| { self.by_gateway.entry(name.clone()).or_default().insert(key.clone()); });
             self.routes.insert(key.clone(), new);
         }
         changed

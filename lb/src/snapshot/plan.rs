@@ -96,7 +96,7 @@ pub(super) fn plan_service(
         ports,
         hosts: hosts(slices),
         health_check_node_port: health_check_node_port(spec, kind),
-        local_ready: local_ready(slices, &config.node_name),
+        local_ready: local_ready(slices, &context.config.node_name),
         ingress: ingress(service),
     }
 }

@@ -1,0 +1,449 @@
+//! One request of an HTTP/1.1 client: admitted, sent to an endpoint or another, until a response has been delivered.
+//!
+//! What may be sent again: a request of which nothing was sent; an idempotent one without body that met a pooled connection just as
+//! it was closed (that is no fault of the endpoint, so it counts as no retry); and what the rule's policy allows, if nothing of a response
+//! was passed on and the request has no body. Nothing else is ever sent twice.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+
+use super::buffer::Buffer;
+use super::decide::{Forward, Held};
+use super::exchange::{Broke, ClientSide, Copied, Done, EndpointSide, Job};
+use super::filters::Filters;
+use super::http::{After, Conn, http_date};
+use super::io::{Stream, send};
+use super::pool::{ConnectError, Upstream};
+use super::record::Record;
+use super::request::{Framing, Reject, Request};
+use super::tunnel::{self, Direction};
+use super::worker::Worker;
+use super::{hedge, mirror};
+use crate::backend::{Backend, EndpointState, Tried};
+use crate::balance::{self, Choice, Outcome, Permit, Refusal};
+use crate::route::Rule;
+use crate::stats::add;
+
+/// Attempts per request, stale pooled connections included.
+const MAX_ATTEMPTS: u32 = 16;
+/// Longest pause before a retry.
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+impl<S: Stream> Conn<'_, S> {
+    /// Serves a request within the time its rule allows.
+    pub async fn forward(&mut self, work: &Forward, record: &Record) -> After {
+        let Some(limit) = work.rule.policy.request_timeout else { return self.admit(work, record).await };
+        match tokio::time::timeout_at((record.started + limit).into(), self.admit(work, record)).await {
+            Ok(after) => after,
+            Err(_) if record.has_begun() => After::Reset,
+            Err(_) => {
+                record.report(Outcome::TimedOut);
+                self.fail(Failure::RequestTimeout, &work.request, record).await
+            }
+        }
+    }
+
+    async fn admit(&mut self, work: &Forward, record: &Record) -> After {
+        let entered = match &work.held {
+            // Only then there is something to wait for.
+            Some(head) => tokio::select! {
+                biased;
+                entered = balance::enter(&work.rule, &work.backend, &**head) => entered,
+                () = self.gone() => return After::Drop,
+            },
+            None => balance::enter(&work.rule, &work.backend, &Held::nothing(self.client.ip)).await,
+        };
+        match entered {
+            Ok(permit) => self.attempts(work, record, permit).await,
+            Err(refusal) => self.refuse_entry(&refusal, &work.request, record).await,
+        }
+    }
+
+    async fn refuse_entry(&mut self, refusal: &Refusal, request: &Request, record: &Record) -> After {
+        let (code, seconds) = refusal.answer();
+        let status = StatusCode::from_u16(code).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let text = match refusal {
+            Refusal::RateLimited { limit, .. } => format!("{code}: too many requests (limit {limit})\n"),
+            Refusal::Overloaded { .. } => format!("{code}: service {} has all it can take\n", record.backend.service),
+        };
+        let close = self.must_close(request) || request.framing != Framing::None;
+        let fields = [("retry-after", seconds.to_string())];
+        self.answer(status, &text, &fields, Some(request), close, Some(record)).await
+    }
+
+    /// Sends the request to an endpoint, or another, until a response has been delivered. The permit lasts as long.
+    async fn attempts(&mut self, work: &Forward, record: &Record, permit: Permit) -> After {
+        let (request, backend) = (&work.request, &*work.backend);
+        let stats = backend.stats.shard(self.worker.index);
+        let choice = Choice { client: self.client.ip, hash: work.hash, thread: self.worker.index, now: record.started };
+        let copy = self.mirrored(work);
+        let bodiless = request.framing == Framing::None;
+        let mut tried = Tried::default();
+        let mut failure = Failure::NoEndpoints;
+        let mut continued = !request.expects_continue;
+        let mut retries = 0;
+        for attempt in 0..MAX_ATTEMPTS {
+            let Some((index, endpoint)) = next_endpoint(work, &choice, &mut tried, failure) else { break };
+            if attempt > 0 {
+                add(&stats.retries, 1);
+            }
+            let started = if attempt == 0 { record.started } else { Instant::now() };
+            let (upstream, pooled) = match checkout(&self.worker, backend, endpoint, started).await {
+                Ok(found) => found,
+                Err(error) => {
+                    failure = error;
+                    tried.insert(index);
+                    if !again(work, &permit, Outcome::ConnectFailed, true, &mut retries).await {
+                        break;
+                    }
+                    continue;
+                }
+            };
+            if !continued {
+                continued = true;
+                if self.input.is_empty() && send(&mut self.writer, b"HTTP/1.1 100 Continue\r\n\r\n").await.is_err() {
+                    return After::Drop;
+                }
+            }
+            record.sent_to(endpoint, if pooled { started } else { Instant::now() });
+            let broke = match self.exchange(work, (upstream, index), &choice, &copy, &mut retries, record).await {
+                Ok(after) => {
+                    self.mirror_body(work, copy);
+                    return after;
+                }
+                Err(broke) => broke,
+            };
+            let stale = pooled && matches!(broke, Broke::Unsent | Broke::Endpoint);
+            if stale {
+                // It was closed while idle, and so perhaps were the others; the endpoint itself may be well.
+                self.worker.pool.borrow_mut().forget(endpoint, connector_id(&self.worker, backend));
+            } else {
+                tried.insert(index);
+            }
+            let idempotent = request.idempotent;
+            let retry = match broke {
+                Broke::Unsent => {
+                    failure = Failure::Broken;
+                    record.report(Outcome::Reset);
+                    stale || again(work, &permit, Outcome::Reset, true, &mut retries).await
+                }
+                Broke::Endpoint => {
+                    failure = Failure::Broken;
+                    if stale && bodiless && idempotent {
+                        true
+                    } else {
+                        record.report(Outcome::Reset);
+                        bodiless && again(work, &permit, Outcome::Reset, idempotent, &mut retries).await
+                    }
+                }
+                Broke::Timeout => {
+                    failure = Failure::ResponseTimeout;
+                    record.report(Outcome::TimedOut);
+                    bodiless && again(work, &permit, Outcome::TimedOut, idempotent, &mut retries).await
+                }
+                Broke::Status { code, .. } => {
+                    failure = Failure::Status(code);
+                    pause(&work.rule, retries).await;
+                    true
+                }
+                Broke::Malformed => {
+                    failure = Failure::Malformed;
+                    record.report(Outcome::Reset);
+                    false
+                }
+                Broke::BadBody => {
+                    let reason = "the request's chunked body is malformed";
+                    return self.refuse(Reject { status: StatusCode::BAD_REQUEST, reason }, Some(record)).await;
+                }
+                Broke::TooLarge => {
+                    let reason = "the request's body is too large";
+                    return self.refuse(Reject { status: StatusCode::PAYLOAD_TOO_LARGE, reason }, Some(record)).await;
+                }
+                Broke::Client => return After::Drop,
+                Broke::Midway => return After::Reset,
+            };
+            if !retry {
+                break;
+            }
+        }
+        self.fail(failure, request, record).await
+    }
+
+    /// Sends copies of a request without body, or prepares for copying one's body.
+    fn mirrored(&self, work: &Forward) -> Option<RefCell<Copied>> {
+        let mirrors = mirror::all(&work.rule, work.share);
+        if work.request.upgrade || mirrors.clone().next().is_none() {
+            return None;
+        }
+        if work.request.framing != Framing::None {
+            return Some(RefCell::default());
+        }
+        mirrors.for_each(|mirror| mirror::send(&self.worker, mirror, &work.request, &self.head, Vec::new()));
+        None
+    }
+
+    /// Sends copies of a request whose body was copied.
+    fn mirror_body(&self, work: &Forward, copy: Option<RefCell<Copied>>) {
+        let Some(Copied { bytes, complete: true, overflowed: false }) = copy.map(RefCell::into_inner) else { return };
+        for mirror in mirror::all(&work.rule, work.share) {
+            mirror::send(&self.worker, mirror, &work.request, &self.head, bytes.clone());
+        }
+    }
+
+    /// One attempt on one connection, which goes back to the pool afterwards if it can.
+    async fn exchange(
+        &mut self,
+        work: &Forward,
+        (mut upstream, index): (Upstream, usize),
+        choice: &Choice,
+        copy: &Option<RefCell<Copied>>,
+        retries: &mut u32,
+        record: &Record,
+    ) -> Result<After, Broke> {
+        let (worker, rule, request) = (self.worker.clone(), &*work.rule, &work.request);
+        let header_timeout = rule.policy.response_timeout.or(worker.config.response_header_timeout);
+        let mut asked = false;
+        if let Some((delay, rivals)) = rule.policy.hedging
+            && request.framing == Framing::None
+            && request.idempotent
+            && !request.upgrade
+        {
+            let plan = hedge::Plan { delay, rivals, timeout: header_timeout, choice: *choice, first: index };
+            upstream = hedge::race(self, work, upstream, plan, record).await?;
+            asked = true;
+        }
+        let retried = Cell::new(*retries);
+        let again = |status: u16| {
+            let count = retried.get();
+            let may = rule.policy.retries.statuses.contains(&status)
+                && request.framing == Framing::None
+                && balance::may_retry(rule, Outcome::Status(status, Duration::ZERO), request.idempotent, count);
+            retried.set(count + u32::from(may));
+            may
+        };
+        let again: &dyn Fn(u16) -> bool = &again;
+        let job = Job {
+            request,
+            head: &self.head,
+            asked,
+            close: self.must_close(request),
+            date: http_date,
+            header_timeout,
+            stock: &worker.stock,
+            edits: Filters::of_share(rule, &rule.backends[work.share]).response_edits(&work.own),
+            max_body_bytes: rule.policy.max_body_bytes.unwrap_or(u64::MAX),
+            again: (!rule.policy.retries.statuses.is_empty()).then_some(again),
+            copy: copy.as_ref(),
+            patience: self.patience,
+        };
+        let client = ClientSide {
+            reader: &mut self.reader,
+            writer: &mut self.writer,
+            input: &mut self.input,
+            reply: &mut self.reply,
+        };
+        let (reader, writer) = upstream.stream.halves();
+        let endpoint = EndpointSide { reader, writer, input: &mut upstream.input, large: &mut upstream.large };
+        let ended = job.run(client, endpoint, record).await;
+        *retries = retried.get();
+        let Done { response, sent_all } = match ended {
+            Ok(done) => done,
+            Err(broke) => {
+                if let Broke::Status { reusable: true, .. } = broke {
+                    upstream.input.release(&worker.stock);
+                    worker.pool.borrow_mut().put(upstream, Instant::now());
+                }
+                return Err(broke);
+            }
+        };
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            if !request.upgrade {
+                // Nobody asked for another protocol; what follows on that connection is not HTTP.
+                return Err(Broke::Malformed);
+            }
+            self.tunnel(upstream, rule.policy.idle_timeout, record).await;
+            return Ok(After::Drop);
+        }
+        upstream.input.release(&worker.stock);
+        if response.reusable && sent_all {
+            worker.pool.borrow_mut().put(upstream, Instant::now());
+        }
+        Ok(match (response.close, sent_all && self.input.is_empty()) {
+            (false, _) => After::Next,
+            (true, true) if !S::FAREWELL => After::Drop,
+            (true, _) => After::Close,
+        })
+    }
+
+    /// Passes a 101 on and joins the client's connection with the endpoint's, until both have ended or nothing went over them for
+    /// `idle_timeout`.
+    async fn tunnel(&mut self, upstream: Upstream, idle_timeout: Option<Duration>, record: &Record) {
+        let active = Cell::new(true);
+        let count = |direction, bytes| {
+            active.set(true);
+            match direction {
+                Direction::FromClient => record.received(bytes),
+                Direction::ToClient => record.sent(bytes),
+            }
+        };
+        let joined = async {
+            send(&mut self.writer, &self.reply).await?;
+            // Bytes that came with the 101, and those that the client did not wait with.
+            let early = [std::mem::take(&mut self.input), upstream.input];
+            let client = (&mut self.reader, &mut self.writer);
+            tunnel::join(client, upstream.stream, early, &record.worker.stock, &count).await
+        };
+        tokio::select! {
+            result = joined => if let Err(error) = result {
+                tracing::trace!(%error, "upgraded connection ended");
+            },
+            () = tunnel::silence(idle_timeout, &active) => tracing::trace!("upgraded connection was silent for too long"),
+        }
+    }
+
+    async fn fail(&mut self, failure: Failure, request: &Request, record: &Record) -> After {
+        let (status, text) = failure.status_and_text();
+        let service = &record.backend.service;
+        let text = format!("{}: service {service} {text}\n", status.as_u16());
+        // A body that nobody takes would be read as the next request.
+        let close = self.must_close(request) || request.framing != Framing::None;
+        self.answer(status, &text, &[], Some(request), close, Some(record)).await
+    }
+}
+
+/// The endpoint for the next attempt. Once all were tried, those that did answer, or that a pause gave time, may be asked again.
+fn next_endpoint<'w>(
+    work: &'w Forward,
+    choice: &Choice,
+    tried: &mut Tried,
+    failure: Failure,
+) -> Option<(usize, &'w Arc<EndpointState>)> {
+    if let Some(found) = work.backend.choose(choice, *tried) {
+        return Some(found);
+    }
+    let answered = matches!(failure, Failure::Status(_) | Failure::ResponseTimeout);
+    let paused = work.rule.policy.retries.backoff.is_some() && !matches!(failure, Failure::NoEndpoints);
+    if !answered && !paused {
+        return None;
+    }
+    *tried = Tried::default();
+    work.backend.choose(choice, *tried)
+}
+
+/// Whether the policy allows one more attempt after `outcome`; if so, after the pause it wants.
+async fn again(work: &Forward, permit: &Permit, outcome: Outcome, idempotent: bool, retries: &mut u32) -> bool {
+    if !balance::may_retry(&work.rule, outcome, idempotent, *retries)
+        || !permit.begin_retry(work.backend.policy.limits.retries)
+    {
+        return false;
+    }
+    *retries += 1;
+    pause(&work.rule, *retries).await;
+    true
+}
+
+/// Waits before retry number `retry` (from 1): twice as long each time, at random from half of it, so that clients that failed together
+/// do not come back together.
+async fn pause(rule: &Rule, retry: u32) {
+    let Some(first) = rule.policy.retries.backoff else { return };
+    let full = first.saturating_mul(1 << retry.saturating_sub(1).min(16)).min(MAX_BACKOFF);
+    tokio::time::sleep(full.mul_f64(rand::random_range(0.5..=1.0))).await;
+}
+
+/// The TLS settings that connections to a backend's endpoints are opened with; 0: none.
+fn connector_id(worker: &Worker, backend: &Backend) -> u64 {
+    let policy = backend.policy.upstream_tls.as_ref();
+    policy.and_then(|policy| worker.connectors.get(policy)).map_or(0, |connector| connector.id)
+}
+
+/// A connection to `endpoint` and whether it comes from the pool.
+pub(super) async fn checkout(
+    worker: &Worker,
+    backend: &Backend,
+    endpoint: &Arc<EndpointState>,
+    now: Instant,
+) -> Result<(Upstream, bool), Failure> {
+    let stats = backend.stats.shard(worker.index);
+    let connector = match &backend.policy.upstream_tls {
+        None => None,
+        Some(policy) => match worker.connectors.get(policy) {
+            Some(connector) => Some(connector),
+            None => return Err(Failure::TlsSettings),
+        },
+    };
+    let pooled = worker.pool.borrow_mut().take(endpoint, connector.as_ref().map_or(0, |c| c.id), now);
+    if let Some(upstream) = pooled {
+        add(&stats.upstream_reused, 1);
+        return Ok((upstream, true));
+    }
+    let timeout = backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout);
+    match Upstream::connect(endpoint, connector.as_ref(), timeout).await {
+        Ok(upstream) => {
+            endpoint.report(&backend.policy, Outcome::Connected(now.elapsed()), worker.index);
+            add(&stats.upstream_opened, 1);
+            Ok((upstream, false))
+        }
+        Err(error) => {
+            endpoint.report(&backend.policy, Outcome::ConnectFailed, worker.index);
+            add(&stats.connect_failures, 1);
+            tracing::debug!(service = %backend.service, endpoint = %endpoint.addr, %error, "endpoint is unreachable");
+            Err(match error {
+                ConnectError::Timeout => Failure::ConnectTimeout,
+                ConnectError::Tls(_) => Failure::Tls,
+                ConnectError::Io(_) => Failure::Unreachable,
+            })
+        }
+    }
+}
+
+/// Sends the head in `head` to `endpoint` and waits for the first bytes of the response, which stay in the connection's buffer.
+pub(super) async fn ask(worker: &Rc<Worker>, mut upstream: Upstream, head: &[u8]) -> Result<Upstream, Broke> {
+    let (mut reader, mut writer) = upstream.stream.halves();
+    send(&mut writer, head).await.map_err(|_| Broke::Endpoint)?;
+    let input: &mut Buffer = &mut upstream.input;
+    match input.fill(&mut reader, &worker.stock, super::buffer::SMALL).await {
+        Ok(1..) => Ok(upstream),
+        _ => Err(Broke::Endpoint),
+    }
+}
+
+/// Why a request could not be answered by any endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    NoEndpoints,
+    Unreachable,
+    ConnectTimeout,
+    Tls,
+    TlsSettings,
+    Broken,
+    Malformed,
+    ResponseTimeout,
+    RequestTimeout,
+    /// The last response had this status, and then nobody could be asked any more.
+    Status(u16),
+}
+
+impl Failure {
+    fn status_and_text(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, "has no ready endpoints"),
+            Self::Unreachable => (StatusCode::BAD_GATEWAY, "has endpoints, but none accepted a connection"),
+            Self::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "has endpoints, but connecting timed out"),
+            Self::Tls => {
+                (StatusCode::BAD_GATEWAY, "has endpoints, but none with the TLS certificate that its policy demands")
+            }
+            Self::TlsSettings => (StatusCode::BAD_GATEWAY, "has a TLS policy that cannot be used"),
+            Self::Broken => (StatusCode::BAD_GATEWAY, "closed the connection before it responded"),
+            Self::Malformed => (StatusCode::BAD_GATEWAY, "sent a response that is not valid HTTP/1.1"),
+            Self::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "did not respond in time"),
+            Self::RequestTimeout => {
+                (StatusCode::GATEWAY_TIMEOUT, "did not respond within the time for the whole request")
+            }
+            Self::Status(_) => (StatusCode::BAD_GATEWAY, "failed, and so did every other attempt"),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What is to be done about a request, from its head alone: which rule, which share, which answer of our own. No I/O.
+//!
+//! This is where the head is read for the last time: what is needed later ([`Forward`]) is taken from it here, and the head for
+//! the endpoint is written. A request to a Service's own port without policies costs no memory.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use super::filters::{Fields, Filters, Place, Rewritten};
+use super::request::{self, Framing, Request};
+use super::site::{Site, Target};
+use crate::backend::Backend;
+use crate::balance::affinity;
+use crate::route::{Head, HttpTable, Rule};
+
+/// What is to be done.
+pub(crate) enum Step {
+    Forward(Forward),
+    Answer(Local),
+}
+
+/// A request goes to an endpoint of `backend`.
+pub(crate) struct Forward {
+    pub request: Request,
+    pub rule: Arc<Rule>,
+    /// Index in the rule's backends.
+    pub share: usize,
+    pub backend: Arc<Backend>,
+    /// See [`crate::balance::Choice`].
+    pub hash: Option<u64>,
+    /// Fields for the response's head.
+    pub own: Fields,
+    /// The head, when a policy looks at it later.
+    pub held: Option<Box<Held>>,
+}
+
+/// A request is answered here.
+pub(crate) struct Local {
+    pub request: Request,
+    pub rule: Option<Arc<Rule>>,
+    pub status: StatusCode,
+    pub text: Cow<'static, str>,
+    pub fields: Fields,
+    /// The connection is of no use for more requests.
+    pub close: bool,
+}
+
+impl Local {
+    fn new(request: Request, status: StatusCode, text: impl Into<Cow<'static, str>>) -> Self {
+        Self { request, rule: None, status, text: text.into(), fields: Fields::new(), close: false }
+    }
+}
+
+/// Decides about the request `head`, which came to `table` of `site` over a connection to `target`, and writes the head for the endpoint
+/// to `out`.
+pub(crate) fn decide(
+    target: &Target,
+    site: &Site,
+    table: &HttpTable,
+    head: &request::Head<'_>,
+    out: &mut Vec<u8>,
+) -> Step {
+    if !target.allows(site, head.host()) {
+        let text = "421: this connection was opened for another host\n";
+        return Step::Answer(Local {
+            close: true,
+            ..Local::new(head.summary(), StatusCode::MISDIRECTED_REQUEST, text)
+        });
+    }
+    let Some(rule) = table.find(head) else {
+        return Step::Answer(Local::new(head.summary(), StatusCode::NOT_FOUND, "404: no route matches this request\n"));
+    };
+    let place = Place { https: target.is_tls(), port: table.port() };
+    match forward(rule, place, head, out) {
+        Ok(forward) => Step::Forward(forward),
+        Err(answer) => Step::Answer(Local { rule: Some(rule.clone()), ..answer }),
+    }
+}
+
+fn forward(rule: &Arc<Rule>, place: Place, head: &request::Head<'_>, out: &mut Vec<u8>) -> Result<Forward, Local> {
+    let filtered = |filters: Filters<'_>| match filters.answer(head, &rule.path, place) {
+        Some(ready) => Err(Local { fields: ready.fields, ..Local::new(head.summary(), ready.status, "") }),
+        None => Ok(()),
+    };
+    if !rule.filters.is_empty() {
+        filtered(Filters::of_rule(rule))?;
+    }
+    let share = rule.choose(rand::random);
+    let Some((share, backend)) = share.and_then(|index| Some((index, rule.backends[index].cell.as_ref()?.load_full())))
+    else {
+        let text = "500: the route has no valid backend for this request\n";
+        return Err(Local::new(head.summary(), StatusCode::INTERNAL_SERVER_ERROR, text));
+    };
+    let filters = Filters::of_share(rule, &rule.backends[share]);
+    if !rule.backends[share].filters.is_empty() {
+        filtered(filters)?;
+    }
+    if let (Some(max), Framing::Length(length)) = (rule.policy.max_body_bytes, head.framing())
+        && length > max
+    {
+        let text = format!("413: the request's body is larger than {max} bytes\n");
+        return Err(Local { close: true, ..Local::new(head.summary(), StatusCode::PAYLOAD_TOO_LARGE, text) });
+    }
+    let (rewritten, mut own) = if filters.is_empty() {
+        (Rewritten::default(), Fields::new())
+    } else {
+        (filters.rewrite(head, &rule.path), filters.response_fields(head))
+    };
+    let service = &backend.service;
+    let fallback_host = || format!("{}.{}", service.name, service.namespace);
+    let request = head.write(&rewritten, filters.request_edits(), fallback_host, out);
+    let affinity = affinity::of(&backend, head, place.https, rand::random);
+    if let Some(cookie) = affinity.set_cookie {
+        own.push(("set-cookie", cookie));
+    }
+    let held = needs_head(rule, &backend).then(|| Box::new(Held::new(head)));
+    Ok(Forward { request, rule: rule.clone(), share, backend, hash: affinity.hash, own, held })
+}
+
+/// Whether [`crate::balance::enter`] looks at heads.
+fn needs_head(rule: &Rule, backend: &Backend) -> bool {
+    !rule.policy.rate_limits.is_empty() || backend.policy.queue.is_some()
+}
+
+/// What policies may look at, kept while a request waits.
+pub(crate) struct Held {
+    method: String,
+    host: String,
+    path: String,
+    query: Option<String>,
+    /// Names in lower case.
+    fields: Vec<(String, String)>,
+    client: IpAddr,
+}
+
+impl Held {
+    fn new(head: &request::Head<'_>) -> Self {
+        let field =
+            |(name, value): (&str, &[u8])| (name.to_ascii_lowercase(), String::from_utf8_lossy(value).into_owned());
+        Self {
+            method: head.method().to_owned(),
+            host: head.host().to_owned(),
+            path: head.path().to_owned(),
+            query: head.query().map(str::to_owned),
+            fields: head.fields().map(field).collect(),
+            client: head.client(),
+        }
+    }
+
+    /// Of a request whose head nobody looks at.
+    pub fn nothing(client: IpAddr) -> Self {
+        Self {
+            method: String::new(),
+            host: String::new(),
+            path: String::new(),
+            query: None,
+            fields: Vec::new(),
+            client,
+        }
+    }
+}
+
+impl Head for Held {
+    fn method(&self) -> &str {
+        &self.method
+    }
+    fn host(&self) -> &str {
+        &self.host
+    }
+    fn path(&self) -> &str {
+        &self.path
+    }
+    fn query(&self) -> Option<&str> {
+        self.query.as_deref()
+    }
+    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+        let mut values = self.fields.iter().filter(|(known, _)| known == name).map(|(_, value)| &**value);
+        let first = values.next()?;
+        let rest: Vec<&str> = values.collect();
+        Some(if rest.is_empty() { Cow::Borrowed(first) } else { Cow::Owned(format!("{first}, {}", rest.join(", "))) })
+    }
+    fn client(&self) -> IpAddr {
+        self.client
+    }
+}

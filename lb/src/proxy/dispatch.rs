@@ -1,0 +1,135 @@
+//! Which engine serves a new connection: by the listener, by the name in the ClientHello, by the protocol agreed on.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::server::Acceptor;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::LazyConfigAcceptor;
+
+use super::drain::{Drain, Phase};
+use super::io::Shared;
+use super::site::{L4, SiteCell, SiteMode, Target, TlsMode};
+use super::tls::ALPN_HTTP;
+use super::worker::Worker;
+use super::{http, proxy_protocol, sni, tcp};
+
+/// Longest wait for a ClientHello that is only looked at.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves one client connection.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    site: Arc<SiteCell>,
+    drain: Rc<Drain>,
+) {
+    let now = site.load_full();
+    let peer = match &now.accept_proxy {
+        None => peer,
+        Some(trusted) => match proxy_protocol::accept(&mut stream, peer, trusted).await {
+            Ok(client) => client,
+            Err(error) => return tracing::debug!(%peer, %error, "connection refused"),
+        },
+    };
+    match &now.mode {
+        SiteMode::Http(_) => {
+            let target = Target::Clear(site);
+            let ended = http::serve(worker.clone(), stream, peer, target.clone(), drain.clone()).await;
+            if let Some((stream, early)) = ended {
+                http2(worker, stream, early.bytes(), peer, target, drain).await;
+            }
+        }
+        SiteMode::Tcp(l4) => tcp::serve(&worker, stream, peer, l4, &drain).await,
+        SiteMode::Tls(_) => {
+            let work = tokio::time::timeout(worker.config.tls_handshake_timeout, hello(stream, &site));
+            let greeted = tokio::select! {
+                biased;
+                greeted = work => greeted.ok().flatten(),
+                () = drain.reached(Phase::Aborting) => None,
+            };
+            match greeted {
+                Some(Greeted::Http(stream, target)) => tls_http(worker, *stream, peer, target, drain).await,
+                Some(Greeted::Bytes(stream, l4)) => tcp::serve(&worker, Shared::new(*stream), peer, &l4, &drain).await,
+                Some(Greeted::Passthrough(stream, l4)) => tcp::serve(&worker, stream, peer, &l4, &drain).await,
+                None => tracing::trace!(%peer, "no TLS session"),
+            }
+        }
+        SiteMode::Gone | SiteMode::Udp(_) => {}
+    }
+}
+
+type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
+
+/// What a TLS connection turned out to be.
+enum Greeted {
+    Http(Box<TlsStream>, Target),
+    Bytes(Box<TlsStream>, Arc<L4>),
+    Passthrough(TcpStream, Arc<L4>),
+}
+
+/// Reads the ClientHello and ends TLS here, unless the site passes it on.
+async fn hello(stream: TcpStream, site: &Arc<SiteCell>) -> Option<Greeted> {
+    if let Some(l4) = passed_on(&stream, site).await {
+        return Some(Greeted::Passthrough(stream, l4));
+    }
+    let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.ok()?;
+    let name = start.client_hello().server_name().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
+    let now = site.load_full();
+    let SiteMode::Tls(table) = &now.mode else { return None };
+    match table.find(&name)? {
+        TlsMode::Http(config, _) => {
+            let stream = start.into_stream(config.clone()).await.ok()?;
+            Some(Greeted::Http(Box::new(stream), Target::Tls(site.clone(), name.into())))
+        }
+        TlsMode::Terminate(config, l4) => {
+            let stream = start.into_stream(config.clone()).await.ok()?;
+            Some(Greeted::Bytes(Box::new(stream), l4.clone()))
+        }
+        // Decided before.
+        TlsMode::Passthrough(_) => None,
+    }
+}
+
+/// Where a connection goes as it is. Only then the name is looked for before TLS reads it: nothing may be taken from the socket.
+async fn passed_on(stream: &TcpStream, site: &Arc<SiteCell>) -> Option<Arc<L4>> {
+    let now = site.load_full();
+    let SiteMode::Tls(table) = &now.mode else { return None };
+    if !table.has_passthrough() {
+        return None;
+    }
+    // Whoever waits for us bounds the time, too.
+    let hello = sni::peek(stream, HELLO_TIMEOUT).await.ok()?;
+    // Without a name only a site for any name will do.
+    match table.find(&hello.server_name.unwrap_or_default())? {
+        TlsMode::Passthrough(l4) => Some(l4.clone()),
+        TlsMode::Http(..) | TlsMode::Terminate(..) => None,
+    }
+}
+
+/// HTTP inside TLS, in the version agreed on.
+async fn tls_http(worker: Rc<Worker>, stream: TlsStream, peer: SocketAddr, target: Target, drain: Rc<Drain>) {
+    if stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP[0]) {
+        http2(worker, stream, &[], peer, target, drain).await;
+    } else {
+        http::serve(worker, Shared::new(stream), peer, target, drain).await;
+    }
+}
+
+/// A connection that speaks HTTP/2; `early` was read of it already.
+async fn http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+    worker: Rc<Worker>,
+    stream: IO,
+    early: &[u8],
+    peer: SocketAddr,
+    target: Target,
+    drain: Rc<Drain>,
+) {
+    // The seam for `h2::serve(worker, stream, early, peer, target, drain)`.
+    let _ = (worker, stream, early, target, drain);
+    tracing::debug!(%peer, "HTTP/2 is not served yet");
+}
