@@ -19,7 +19,7 @@ use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 
 use super::buffer::{Buffer, SMALL};
-use super::decide::{Local, Step, decide};
+use super::decide::{Forward, Local, decide};
 use super::drain::{Drain, Phase};
 use super::exchange::Patience;
 use super::io::{Stream, send};
@@ -152,7 +152,8 @@ fn active(worker: &Worker, target: &Target) -> Option<Active> {
 
 /// What came next on a connection.
 enum Next {
-    Step(Step),
+    Forward(Forward),
+    Answer(Box<Local>),
     Refused(Reject),
     Http2,
 }
@@ -165,13 +166,13 @@ impl<S: Stream> Conn<'_, S> {
             deadline.set(None);
             self.requests += 1;
             let (after, now) = match next {
-                Next::Step(Step::Forward(work)) => {
+                Next::Forward(work) => {
                     self.input.consume(work.request.length);
                     let record = Record::start(self.worker.clone(), work.rule.clone(), work.backend.clone());
                     let after = self.forward(&work, &record).await;
                     (after, record.finish())
                 }
-                Next::Step(Step::Answer(local)) => {
+                Next::Answer(local) => {
                     self.input.consume(local.request.length);
                     (self.answer_locally(&local).await, Instant::now())
                 }
@@ -220,7 +221,8 @@ impl<S: Stream> Conn<'_, S> {
                     decide(target, &site, table, head, out)
                 }) {
                     Parsed::Partial => {}
-                    Parsed::Complete(step) => return Some(Next::Step(step)),
+                    Parsed::Complete(Ok(work)) => return Some(Next::Forward(work)),
+                    Parsed::Complete(Err(answer)) => return Some(Next::Answer(answer)),
                     Parsed::Refused(reject) => return Some(Next::Refused(reject)),
                     Parsed::Http2 => return Some(Next::Http2),
                 }

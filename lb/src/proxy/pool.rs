@@ -3,6 +3,7 @@
 //! Nothing here is shared between threads, and nothing here knows HTTP.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -52,7 +53,9 @@ impl Upstream {
         };
         let opened =
             async { connector.secure(connect(endpoint.addr, timeout).await?).await.map_err(ConnectError::Tls) };
-        let stream = tokio::time::timeout(timeout, opened).await.map_err(|_| ConnectError::Timeout)??;
+        // Boxed, so that requests to other endpoints need no room for a handshake.
+        let opened = Box::pin(tokio::time::timeout(timeout, opened));
+        let stream = opened.await.map_err(|_| ConnectError::Timeout)??;
         Ok(Self { endpoint, stream, connector: connector.id, input, large })
     }
 }
@@ -68,7 +71,7 @@ pub(crate) async fn connect(addr: SocketAddr, timeout: Duration) -> Result<TcpSt
 /// Idle connections of one thread.
 pub(crate) struct Pool {
     /// By endpoint and TLS settings: what was opened under others is never used.
-    idle: HashMap<(u64, u64), Vec<Idle>>,
+    idle: HashMap<(u64, u64), Vec<Idle>, BuildHasherDefault<IdHasher>>,
     max_idle_per_endpoint: usize,
     idle_timeout: Duration,
 }
@@ -80,7 +83,7 @@ struct Idle {
 
 impl Pool {
     pub fn new(max_idle_per_endpoint: usize, idle_timeout: Duration) -> Self {
-        Self { idle: HashMap::new(), max_idle_per_endpoint, idle_timeout }
+        Self { idle: HashMap::default(), max_idle_per_endpoint, idle_timeout }
     }
 
     /// The most recently used idle connection to `endpoint` (with the TLS settings `connector`, 0: none) that is still open.
@@ -126,5 +129,24 @@ impl Pool {
     /// Closes everything.
     pub fn clear(&mut self) {
         self.idle.clear();
+    }
+}
+
+/// Hashes ids that we count up ourselves, which nobody can choose so that they collide.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // Fibonacci hashing: the upper bits, which the table looks at, depend on all of the id.
+        self.0 = (self.0.rotate_left(5) ^ id).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }
