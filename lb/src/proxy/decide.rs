@@ -59,6 +59,7 @@ impl Local {
 
 /// Decides about the request `head`, which came to `table` of `site` over a connection to `target`, and writes the head for the endpoint
 /// to `out`.
+#[inline]
 pub(crate) fn decide(
     target: &Target,
     site: &Site,

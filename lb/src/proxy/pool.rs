@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
-use super::io::Link;
+use super::io::{Link, Shared};
 use super::tls::Connector;
 use crate::backend::EndpointState;
 
@@ -57,6 +57,15 @@ impl Upstream {
         let opened = Box::pin(tokio::time::timeout(timeout, opened));
         let stream = opened.await.map_err(|_| ConnectError::Timeout)??;
         Ok(Self { endpoint, stream, connector: connector.id, input, large })
+    }
+}
+
+impl Upstream {
+    /// A connection for one exchange that is none of TCP.
+    #[cfg_attr(not(test), expect(dead_code, reason = "made for endpoints that speak HTTP/2"))]
+    pub fn bridged(endpoint: &Arc<EndpointState>, stream: tokio::io::DuplexStream) -> Self {
+        let stream = Link::Bridged(Box::new(Shared::new(stream)));
+        Self { endpoint: endpoint.clone(), stream, connector: 0, input: Buffer::default(), large: false }
     }
 }
 
@@ -148,5 +157,42 @@ impl Hasher for IdHasher {
     fn write_u64(&mut self, id: u64) {
         // Fibonacci hashing: the upper bits, which the table looks at, depend on all of the id.
         self.0 = (self.0.rotate_left(5) ^ id).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn a_bridge_is_a_connection_for_one_exchange() {
+        let endpoint = Arc::new(EndpointState::new(1, "10.0.0.1:1".parse().expect("an address"), None, 1));
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let mut upstream = Upstream::bridged(&endpoint, ours);
+        let (mut reader, mut writer) = upstream.stream.halves();
+        let mut seen = [0; 4];
+        writer.write_all(b"ping").await.expect("written");
+        theirs.read_exact(&mut seen).await.expect("read");
+        theirs.write_all(b"pong").await.expect("written");
+        reader.read_exact(&mut seen).await.expect("read");
+        assert_eq!(&seen, b"pong");
+        let mut pool = Pool::new(1, Duration::from_secs(10));
+        pool.put(upstream, Instant::now());
+        assert!(pool.take(&endpoint, 0, Instant::now()).is_none(), "it is not used again");
+    }
+
+    #[test]
+    fn ids_counted_up_spread() {
+        let hash = |endpoint: u64, connector: u64| {
+            let mut hasher = IdHasher::default();
+            hasher.write_u64(endpoint);
+            hasher.write_u64(connector);
+            hasher.finish()
+        };
+        let all: std::collections::BTreeSet<u64> = (0..100).flat_map(|a| (0..100).map(move |b| hash(a, b))).collect();
+        assert_eq!(all.len(), 10_000);
+        let low: std::collections::BTreeSet<u64> = (0..256).map(|id| hash(id, 0) & 0xff).collect();
+        assert!(low.len() > 128, "{}", low.len());
     }
 }

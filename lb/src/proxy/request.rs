@@ -262,6 +262,7 @@ impl Head<'_> {
 
     /// Writes the head for the endpoint to `out` (replacing what is there). `fallback_host` names the Service for HTTP/1.0 requests
     /// without `Host`.
+    #[inline]
     pub fn write(
         &self,
         new: &Rewritten<'_>,
@@ -393,6 +394,7 @@ impl Head<'_> {
 }
 
 impl<'a> Raw<'a> {
+    #[inline]
     fn check(&self, length: usize, config: &ProxyConfig, client: &'a Client, routed: bool) -> Result<Head<'a>, Reject> {
         let facts = self.facts()?;
         let (target, authority) = self.target(config.max_uri_bytes)?;

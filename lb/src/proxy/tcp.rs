@@ -12,7 +12,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::drain::{Drain, Phase};
-use super::io::Stream;
+use super::io::{Link, Stream};
 use super::pool;
 use super::site::L4;
 use super::tunnel::{self, Direction};
@@ -52,7 +52,8 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut client: impl Stream, peer: So
         }
     };
     let (mut reader, mut writer) = client.halves();
-    let copied = tunnel::join((&mut reader, &mut writer), upstream, Default::default(), &worker.stock, &count);
+    let copied =
+        tunnel::join((&mut reader, &mut writer), Link::Plain(upstream), Default::default(), &worker.stock, &count);
     tokio::select! {
         result = copied => {
             if let Err(error) = result {
