@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 
 use super::buffer::Buffer;
-use super::decide::{Forward, Held};
+use super::decide::{Forward, Unseen};
 use super::exchange::{Broke, ClientSide, Copied, Done, EndpointSide, Job};
 use super::filters::Filters;
 use super::http::{After, Conn, http_date};
@@ -55,7 +55,7 @@ impl<S: Stream> Conn<'_, S> {
                 entered = balance::enter(&work.rule, &work.backend, &**head) => entered,
                 () = self.gone() => return After::Drop,
             },
-            None => balance::enter(&work.rule, &work.backend, &Held::nothing(self.client.ip)).await,
+            None => balance::enter(&work.rule, &work.backend, &Unseen(self.client.ip)).await,
         };
         match entered {
             Ok(permit) => self.attempts(work, record, permit).await,
@@ -213,7 +213,7 @@ impl<S: Stream> Conn<'_, S> {
             && !request.upgrade
         {
             let plan = hedge::Plan { delay, rivals, timeout: header_timeout, choice: *choice, first: index };
-            upstream = hedge::race(self, work, upstream, plan, record).await?;
+            upstream = Box::pin(hedge::race(self, work, upstream, plan, record)).await?;
             asked = true;
         }
         let retried = Cell::new(*retries);
@@ -265,7 +265,8 @@ impl<S: Stream> Conn<'_, S> {
                 // Nobody asked for another protocol; what follows on that connection is not HTTP.
                 return Err(Broke::Malformed);
             }
-            self.tunnel(upstream, rule.policy.idle_timeout, record).await;
+            // Boxed, so that other requests need no room for it.
+            Box::pin(self.tunnel(upstream, rule.policy.idle_timeout, record)).await;
             return Ok(After::Drop);
         }
         upstream.input.release(&worker.stock);

@@ -16,12 +16,6 @@ use crate::backend::Backend;
 use crate::balance::affinity;
 use crate::route::{Head, HttpTable, Rule};
 
-/// What is to be done.
-pub(crate) enum Step {
-    Forward(Forward),
-    Answer(Local),
-}
-
 /// A request goes to an endpoint of `backend`.
 pub(crate) struct Forward {
     pub request: Request,
@@ -49,40 +43,50 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    fn new(request: Request, status: StatusCode, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { request, rule: None, status, text: text.into(), fields: Fields::new(), close: false }
+    fn new(request: Request, status: StatusCode, text: impl Into<Cow<'static, str>>) -> Box<Self> {
+        Box::new(Self { request, rule: None, status, text: text.into(), fields: Fields::new(), close: false })
+    }
+
+    /// Likewise, for the last request of a connection.
+    fn last(request: Request, status: StatusCode, text: impl Into<Cow<'static, str>>) -> Box<Self> {
+        let mut answer = Self::new(request, status, text);
+        answer.close = true;
+        answer
     }
 }
 
 /// Decides about the request `head`, which came to `table` of `site` over a connection to `target`, and writes the head for the endpoint
 /// to `out`.
+#[inline]
 pub(crate) fn decide(
     target: &Target,
     site: &Site,
     table: &HttpTable,
     head: &request::Head<'_>,
     out: &mut Vec<u8>,
-) -> Step {
-    if !target.allows(site, head.host()) {
+) -> Result<Forward, Box<Local>> {
+    if target.is_tls() && !target.allows(site, head.host()) {
         let text = "421: this connection was opened for another host\n";
-        return Step::Answer(Local {
-            close: true,
-            ..Local::new(head.summary(), StatusCode::MISDIRECTED_REQUEST, text)
-        });
+        return Err(Local::last(head.summary(), StatusCode::MISDIRECTED_REQUEST, text));
     }
     let Some(rule) = table.find(head) else {
-        return Step::Answer(Local::new(head.summary(), StatusCode::NOT_FOUND, "404: no route matches this request\n"));
+        return Err(Local::new(head.summary(), StatusCode::NOT_FOUND, "404: no route matches this request\n"));
     };
     let place = Place { https: target.is_tls(), port: table.port() };
-    match forward(rule, place, head, out) {
-        Ok(forward) => Step::Forward(forward),
-        Err(answer) => Step::Answer(Local { rule: Some(rule.clone()), ..answer }),
-    }
+    forward(rule, place, head, out).map_err(|mut answer| {
+        answer.rule = Some(rule.clone());
+        answer
+    })
 }
 
-fn forward(rule: &Arc<Rule>, place: Place, head: &request::Head<'_>, out: &mut Vec<u8>) -> Result<Forward, Local> {
+#[inline]
+fn forward(rule: &Arc<Rule>, place: Place, head: &request::Head<'_>, out: &mut Vec<u8>) -> Result<Forward, Box<Local>> {
     let filtered = |filters: Filters<'_>| match filters.answer(head, &rule.path, place) {
-        Some(ready) => Err(Local { fields: ready.fields, ..Local::new(head.summary(), ready.status, "") }),
+        Some(ready) => {
+            let mut answer = Local::new(head.summary(), ready.status, "");
+            answer.fields = ready.fields;
+            Err(answer)
+        }
         None => Ok(()),
     };
     if !rule.filters.is_empty() {
@@ -102,7 +106,7 @@ fn forward(rule: &Arc<Rule>, place: Place, head: &request::Head<'_>, out: &mut V
         && length > max
     {
         let text = format!("413: the request's body is larger than {max} bytes\n");
-        return Err(Local { close: true, ..Local::new(head.summary(), StatusCode::PAYLOAD_TOO_LARGE, text) });
+        return Err(Local::last(head.summary(), StatusCode::PAYLOAD_TOO_LARGE, text));
     }
     let (rewritten, mut own) = if filters.is_empty() {
         (Rewritten::default(), Fields::new())
@@ -149,18 +153,6 @@ impl Held {
             client: head.client(),
         }
     }
-
-    /// Of a request whose head nobody looks at.
-    pub fn nothing(client: IpAddr) -> Self {
-        Self {
-            method: String::new(),
-            host: String::new(),
-            path: String::new(),
-            query: None,
-            fields: Vec::new(),
-            client,
-        }
-    }
 }
 
 impl Head for Held {
@@ -184,5 +176,29 @@ impl Head for Held {
     }
     fn client(&self) -> IpAddr {
         self.client
+    }
+}
+
+/// A request at whose head nobody looks.
+pub(crate) struct Unseen(pub IpAddr);
+
+impl Head for Unseen {
+    fn method(&self) -> &str {
+        ""
+    }
+    fn host(&self) -> &str {
+        ""
+    }
+    fn path(&self) -> &str {
+        ""
+    }
+    fn query(&self) -> Option<&str> {
+        None
+    }
+    fn header(&self, _: &str) -> Option<Cow<'_, str>> {
+        None
+    }
+    fn client(&self) -> IpAddr {
+        self.0
     }
 }

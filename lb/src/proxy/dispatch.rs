@@ -41,25 +41,28 @@ pub(super) async fn serve(
             let target = Target::Clear(site);
             let ended = http::serve(worker.clone(), stream, peer, target.clone(), drain.clone()).await;
             if let Some((stream, early)) = ended {
-                http2(worker, stream, early.bytes(), peer, target, drain).await;
+                Box::pin(http2(worker, stream, early.bytes(), peer, target, drain)).await;
             }
         }
         SiteMode::Tcp(l4) => tcp::serve(&worker, stream, peer, l4, &drain).await,
-        SiteMode::Tls(_) => {
-            let work = tokio::time::timeout(worker.config.tls_handshake_timeout, hello(stream, &site));
-            let greeted = tokio::select! {
-                biased;
-                greeted = work => greeted.ok().flatten(),
-                () = drain.reached(Phase::Aborting) => None,
-            };
-            match greeted {
-                Some(Greeted::Http(stream, target)) => tls_http(worker, *stream, peer, target, drain).await,
-                Some(Greeted::Bytes(stream, l4)) => tcp::serve(&worker, Shared::new(*stream), peer, &l4, &drain).await,
-                Some(Greeted::Passthrough(stream, l4)) => tcp::serve(&worker, stream, peer, &l4, &drain).await,
-                None => tracing::trace!(%peer, "no TLS session"),
-            }
-        }
+        // Boxed, as is HTTP/2, so that connections in clear text hold no room for it.
+        SiteMode::Tls(_) => Box::pin(tls(worker, stream, peer, site, drain)).await,
         SiteMode::Gone | SiteMode::Udp(_) => {}
+    }
+}
+
+async fn tls(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, site: Arc<SiteCell>, drain: Rc<Drain>) {
+    let work = tokio::time::timeout(worker.config.tls_handshake_timeout, hello(stream, &site));
+    let greeted = tokio::select! {
+        biased;
+        greeted = work => greeted.ok().flatten(),
+        () = drain.reached(Phase::Aborting) => None,
+    };
+    match greeted {
+        Some(Greeted::Http(stream, target)) => tls_http(worker, *stream, peer, target, drain).await,
+        Some(Greeted::Bytes(stream, l4)) => tcp::serve(&worker, Shared::new(*stream), peer, &l4, &drain).await,
+        Some(Greeted::Passthrough(stream, l4)) => tcp::serve(&worker, stream, peer, &l4, &drain).await,
+        None => tracing::trace!(%peer, "no TLS session"),
     }
 }
 
@@ -114,7 +117,7 @@ async fn passed_on(stream: &TcpStream, site: &Arc<SiteCell>) -> Option<Arc<L4>> 
 /// HTTP inside TLS, in the version agreed on.
 async fn tls_http(worker: Rc<Worker>, stream: TlsStream, peer: SocketAddr, target: Target, drain: Rc<Drain>) {
     if stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP[0]) {
-        http2(worker, stream, &[], peer, target, drain).await;
+        Box::pin(http2(worker, stream, &[], peer, target, drain)).await;
     } else {
         http::serve(worker, Shared::new(stream), peer, target, drain).await;
     }
@@ -132,4 +135,20 @@ async fn http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     // The seam for `h2::serve(worker, stream, early, peer, target, drain)`.
     let _ = (worker, stream, early, target, drain);
     tracing::debug!(%peer, "HTTP/2 is not served yet");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Size of the future that `f` returns.
+    fn size_of_future<F>(_: &impl Fn(Rc<Worker>, TcpStream, SocketAddr, Arc<SiteCell>, Rc<Drain>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_costs_little_memory() {
+        let size = size_of_future(&serve);
+        assert!(size <= 6 * 1024, "{size} bytes per connection");
+    }
 }

@@ -19,7 +19,7 @@ use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 
 use super::buffer::{Buffer, SMALL};
-use super::decide::{Local, Step, decide};
+use super::decide::{Forward, Local, decide};
 use super::drain::{Drain, Phase};
 use super::exchange::Patience;
 use super::io::{Stream, send};
@@ -152,7 +152,9 @@ fn active(worker: &Worker, target: &Target) -> Option<Active> {
 
 /// What came next on a connection.
 enum Next {
-    Step(Step),
+    /// What is to be done is in the slot.
+    Forward,
+    Answer(Box<Local>),
     Refused(Reject),
     Http2,
 }
@@ -160,18 +162,21 @@ enum Next {
 impl<S: Stream> Conn<'_, S> {
     async fn run(&mut self, deadline: &Cell<Option<Instant>>) -> After {
         let timeout = self.worker.config.header_read_timeout;
+        // In a place of its own: what is returned from function to function is copied each time.
+        let mut work = None;
         loop {
-            let Some(next) = self.next().await else { return After::Drop };
+            let Some(next) = self.next(&mut work).await else { return After::Drop };
             deadline.set(None);
             self.requests += 1;
             let (after, now) = match next {
-                Next::Step(Step::Forward(work)) => {
+                Next::Forward => {
+                    let Some(work) = &work else { return After::Drop };
                     self.input.consume(work.request.length);
                     let record = Record::start(self.worker.clone(), work.rule.clone(), work.backend.clone());
-                    let after = self.forward(&work, &record).await;
+                    let after = self.forward(work, &record).await;
                     (after, record.finish())
                 }
-                Next::Step(Step::Answer(local)) => {
+                Next::Answer(local) => {
                     self.input.consume(local.request.length);
                     (self.answer_locally(&local).await, Instant::now())
                 }
@@ -183,6 +188,7 @@ impl<S: Stream> Conn<'_, S> {
                 Next::Http2 if self.requests == 1 => return After::Http2,
                 Next::Http2 => return After::Drop,
             };
+            work = None;
             match after {
                 After::Next => deadline.set(Some(now + timeout)),
                 After::Close => {
@@ -200,7 +206,7 @@ impl<S: Stream> Conn<'_, S> {
     }
 
     /// Waits for a whole head and decides about it; `None` when there will be none.
-    async fn next(&mut self) -> Option<Next> {
+    async fn next(&mut self, work: &mut Option<Forward>) -> Option<Next> {
         let mut seen = 0;
         loop {
             // Empty lines before a request line are tolerated (RFC 9112 §2.2).
@@ -216,11 +222,13 @@ impl<S: Stream> Conn<'_, S> {
                 let table = self.target.table(&site)?;
                 let (target, out) = (&self.target, &mut self.head);
                 let routed = table.single().is_none();
-                match request::parse(bytes, config, &self.client, routed, |head| {
-                    decide(target, &site, table, head, out)
-                }) {
+                let parsed = request::parse(bytes, config, &self.client, routed, |head| {
+                    decide(target, &site, table, head, out).map(|decided| *work = Some(decided))
+                });
+                match parsed {
                     Parsed::Partial => {}
-                    Parsed::Complete(step) => return Some(Next::Step(step)),
+                    Parsed::Complete(Ok(())) => return Some(Next::Forward),
+                    Parsed::Complete(Err(answer)) => return Some(Next::Answer(answer)),
                     Parsed::Refused(reject) => return Some(Next::Refused(reject)),
                     Parsed::Http2 => return Some(Next::Http2),
                 }

@@ -9,7 +9,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio_rustls::{client, server};
@@ -148,6 +148,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Half<'_, S> {
 pub(crate) enum Link {
     Plain(TcpStream),
     Tls(Box<Shared<client::TlsStream<TcpStream>>>),
+    /// Something else that behaves like a connection for one exchange: a stream of an HTTP/2 connection.
+    Bridged(Box<Shared<DuplexStream>>),
 }
 
 impl Link {
@@ -163,32 +165,21 @@ impl Link {
                 let mut cx = Context::from_waker(std::task::Waker::noop());
                 Pin::new(stream.0.get_mut()).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
             }
+            Self::Bridged(_) => false,
         }
     }
 }
 
-impl Stream for Link {
-    type Reader<'a> = LinkReader<'a>;
-    type Writer<'a> = LinkWriter<'a>;
-    const FAREWELL: bool = true;
-
-    fn halves(&mut self) -> (LinkReader<'_>, LinkWriter<'_>) {
+impl Link {
+    /// Its two directions.
+    pub fn halves(&mut self) -> (LinkReader<'_>, LinkWriter<'_>) {
         match self {
             Self::Plain(stream) => {
                 let (reader, writer) = stream.split();
                 (LinkReader::Plain(reader), LinkWriter::Plain(writer))
             }
-            Self::Tls(stream) => {
-                let (reader, writer) = stream.halves();
-                (LinkReader::Tls(reader), LinkWriter::Tls(writer))
-            }
-        }
-    }
-
-    fn with_tcp<R>(&self, look: impl FnOnce(&TcpStream) -> R) -> R {
-        match self {
-            Self::Plain(stream) => look(stream),
-            Self::Tls(stream) => stream.with_tcp(look),
+            Self::Tls(stream) => (LinkReader::Tls(Half(&stream.0)), LinkWriter::Tls(Half(&stream.0))),
+            Self::Bridged(stream) => (LinkReader::Bridged(Half(&stream.0)), LinkWriter::Bridged(Half(&stream.0))),
         }
     }
 }
@@ -197,12 +188,14 @@ impl Stream for Link {
 pub(crate) enum LinkReader<'a> {
     Plain(ReadHalf<'a>),
     Tls(Half<'a, client::TlsStream<TcpStream>>),
+    Bridged(Half<'a, DuplexStream>),
 }
 
 /// The other direction.
 pub(crate) enum LinkWriter<'a> {
     Plain(WriteHalf<'a>),
     Tls(Half<'a, client::TlsStream<TcpStream>>),
+    Bridged(Half<'a, DuplexStream>),
 }
 
 impl Source for LinkReader<'_> {
@@ -210,6 +203,7 @@ impl Source for LinkReader<'_> {
         match self {
             Self::Plain(reader) => reader.poll_readable(cx),
             Self::Tls(reader) => reader.poll_readable(cx),
+            Self::Bridged(_) => Poll::Ready(Ok(())),
         }
     }
 }
@@ -219,6 +213,7 @@ impl AsyncRead for LinkReader<'_> {
         match self.get_mut() {
             Self::Plain(reader) => Pin::new(reader).poll_read(cx, buf),
             Self::Tls(reader) => Pin::new(reader).poll_read(cx, buf),
+            Self::Bridged(reader) => Pin::new(reader).poll_read(cx, buf),
         }
     }
 }
@@ -228,6 +223,7 @@ impl AsyncWrite for LinkWriter<'_> {
         match self.get_mut() {
             Self::Plain(writer) => Pin::new(writer).poll_write(cx, buf),
             Self::Tls(writer) => Pin::new(writer).poll_write(cx, buf),
+            Self::Bridged(writer) => Pin::new(writer).poll_write(cx, buf),
         }
     }
 
@@ -239,6 +235,7 @@ impl AsyncWrite for LinkWriter<'_> {
         match self.get_mut() {
             Self::Plain(writer) => Pin::new(writer).poll_write_vectored(cx, bufs),
             Self::Tls(writer) => Pin::new(writer).poll_write_vectored(cx, bufs),
+            Self::Bridged(writer) => Pin::new(writer).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -250,6 +247,7 @@ impl AsyncWrite for LinkWriter<'_> {
         match self.get_mut() {
             Self::Plain(writer) => Pin::new(writer).poll_flush(cx),
             Self::Tls(writer) => Pin::new(writer).poll_flush(cx),
+            Self::Bridged(writer) => Pin::new(writer).poll_flush(cx),
         }
     }
 
@@ -257,6 +255,7 @@ impl AsyncWrite for LinkWriter<'_> {
         match self.get_mut() {
             Self::Plain(writer) => Pin::new(writer).poll_shutdown(cx),
             Self::Tls(writer) => Pin::new(writer).poll_shutdown(cx),
+            Self::Bridged(writer) => Pin::new(writer).poll_shutdown(cx),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::buffer::Buffer;
 use super::exchange::{ClientSide, EndpointSide, Job, Patience};
 use super::filters::Edits;
 use super::http::http_date;
-use super::io::{Nobody, Stream};
+use super::io::Nobody;
 use super::record::Record;
 use super::request::Request;
 use super::worker::Worker;

@@ -3,6 +3,7 @@
 //! Nothing here is shared between threads, and nothing here knows HTTP.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
-use super::io::Link;
+use super::io::{Link, Shared};
 use super::tls::Connector;
 use crate::backend::EndpointState;
 
@@ -52,8 +53,19 @@ impl Upstream {
         };
         let opened =
             async { connector.secure(connect(endpoint.addr, timeout).await?).await.map_err(ConnectError::Tls) };
-        let stream = tokio::time::timeout(timeout, opened).await.map_err(|_| ConnectError::Timeout)??;
+        // Boxed, so that requests to other endpoints need no room for a handshake.
+        let opened = Box::pin(tokio::time::timeout(timeout, opened));
+        let stream = opened.await.map_err(|_| ConnectError::Timeout)??;
         Ok(Self { endpoint, stream, connector: connector.id, input, large })
+    }
+}
+
+impl Upstream {
+    /// A connection for one exchange that is none of TCP.
+    #[cfg_attr(not(test), expect(dead_code, reason = "made for endpoints that speak HTTP/2"))]
+    pub fn bridged(endpoint: &Arc<EndpointState>, stream: tokio::io::DuplexStream) -> Self {
+        let stream = Link::Bridged(Box::new(Shared::new(stream)));
+        Self { endpoint: endpoint.clone(), stream, connector: 0, input: Buffer::default(), large: false }
     }
 }
 
@@ -68,7 +80,7 @@ pub(crate) async fn connect(addr: SocketAddr, timeout: Duration) -> Result<TcpSt
 /// Idle connections of one thread.
 pub(crate) struct Pool {
     /// By endpoint and TLS settings: what was opened under others is never used.
-    idle: HashMap<(u64, u64), Vec<Idle>>,
+    idle: HashMap<(u64, u64), Vec<Idle>, BuildHasherDefault<IdHasher>>,
     max_idle_per_endpoint: usize,
     idle_timeout: Duration,
 }
@@ -80,7 +92,7 @@ struct Idle {
 
 impl Pool {
     pub fn new(max_idle_per_endpoint: usize, idle_timeout: Duration) -> Self {
-        Self { idle: HashMap::new(), max_idle_per_endpoint, idle_timeout }
+        Self { idle: HashMap::default(), max_idle_per_endpoint, idle_timeout }
     }
 
     /// The most recently used idle connection to `endpoint` (with the TLS settings `connector`, 0: none) that is still open.
@@ -126,5 +138,61 @@ impl Pool {
     /// Closes everything.
     pub fn clear(&mut self) {
         self.idle.clear();
+    }
+}
+
+/// Hashes ids that we count up ourselves, which nobody can choose so that they collide.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // Fibonacci hashing: the upper bits, which the table looks at, depend on all of the id.
+        self.0 = (self.0.rotate_left(5) ^ id).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn a_bridge_is_a_connection_for_one_exchange() {
+        let endpoint = Arc::new(EndpointState::new(1, "10.0.0.1:1".parse().expect("an address"), None, 1));
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let mut upstream = Upstream::bridged(&endpoint, ours);
+        let (mut reader, mut writer) = upstream.stream.halves();
+        let mut seen = [0; 4];
+        writer.write_all(b"ping").await.expect("written");
+        theirs.read_exact(&mut seen).await.expect("read");
+        theirs.write_all(b"pong").await.expect("written");
+        reader.read_exact(&mut seen).await.expect("read");
+        assert_eq!(&seen, b"pong");
+        let mut pool = Pool::new(1, Duration::from_secs(10));
+        pool.put(upstream, Instant::now());
+        assert!(pool.take(&endpoint, 0, Instant::now()).is_none(), "it is not used again");
+    }
+
+    #[test]
+    fn ids_counted_up_spread() {
+        let hash = |endpoint: u64, connector: u64| {
+            let mut hasher = IdHasher::default();
+            hasher.write_u64(endpoint);
+            hasher.write_u64(connector);
+            hasher.finish()
+        };
+        let all: std::collections::BTreeSet<u64> = (0..100).flat_map(|a| (0..100).map(move |b| hash(a, b))).collect();
+        assert_eq!(all.len(), 10_000);
+        let low: std::collections::BTreeSet<u64> = (0..256).map(|id| hash(id, 0) & 0xff).collect();
+        assert!(low.len() > 128, "{}", low.len());
     }
 }

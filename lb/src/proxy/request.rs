@@ -149,12 +149,12 @@ struct Raw<'a> {
 #[derive(Debug)]
 pub(crate) struct Head<'a> {
     method: &'a str,
-    path: Cow<'a, str>,
-    query: Option<&'a str>,
-    /// Of the target, else `Host`; as received.
-    authority: Option<&'a str>,
-    /// For routing.
-    host: Cow<'a, str>,
+    /// In origin form; its path may be empty.
+    target: &'a str,
+    /// Of the target, else `Host`; as received. Only bytes that hosts may have.
+    authority: Option<&'a [u8]>,
+    /// Path and host as routes see them, if there are routes.
+    routed: Option<(Cow<'a, str>, Cow<'a, str>)>,
     http10: bool,
     fields: &'a [Header<'a>],
     facts: Facts<'a>,
@@ -165,7 +165,7 @@ pub(crate) struct Head<'a> {
 /// What the known fields of a head say.
 #[derive(Debug, Default)]
 struct Facts<'a> {
-    host: Option<&'a str>,
+    host: Option<&'a [u8]>,
     length: Option<u64>,
     chunked: bool,
     options: Options,
@@ -190,15 +190,21 @@ impl route::Head for Head<'_> {
     }
 
     fn host(&self) -> &str {
-        &self.host
+        match &self.routed {
+            Some((_, host)) => host,
+            None => std::str::from_utf8(self.authority.unwrap_or_default()).unwrap_or_default(),
+        }
     }
 
     fn path(&self) -> &str {
-        &self.path
+        match &self.routed {
+            Some((path, _)) => path,
+            None => split(self.target).0,
+        }
     }
 
     fn query(&self) -> Option<&str> {
-        self.query
+        split(self.target).1
     }
 
     fn header(&self, name: &str) -> Option<Cow<'_, str>> {
@@ -256,6 +262,7 @@ impl Head<'_> {
 
     /// Writes the head for the endpoint to `out` (replacing what is there). `fallback_host` names the Service for HTTP/1.0 requests
     /// without `Host`.
+    #[inline]
     pub fn write(
         &self,
         new: &Rewritten<'_>,
@@ -268,19 +275,16 @@ impl Head<'_> {
             Some(host) => host,
             None => {
                 fallback = fallback_host();
-                &fallback
+                fallback.as_bytes()
             }
         };
         out.clear();
-        for part in [self.method, " ", new.path.as_deref().unwrap_or(&self.path)] {
-            out.extend_from_slice(part.as_bytes());
-        }
-        if let Some(query) = self.query {
-            out.push(b'?');
-            out.extend_from_slice(query.as_bytes());
-        }
+        out.extend_from_slice(self.method.as_bytes());
+        out.push(b' ');
+        let path = new.path.as_deref().or(self.routed.as_ref().map(|(path, _)| &**path));
+        self.write_target(path, out);
         out.extend_from_slice(b" HTTP/1.1\r\n");
-        write(out, "host", new.host.unwrap_or(host).as_bytes());
+        write(out, "host", new.host.map_or(host, str::as_bytes));
         self.write_fields(edits, out);
         if self.facts.trailers {
             write(out, "te", b"trailers");
@@ -304,8 +308,24 @@ impl Head<'_> {
         self.summary()
     }
 
+    /// The target with another path, or as it is.
+    fn write_target(&self, path: Option<&str>, out: &mut Vec<u8>) {
+        let Some(path) = path else {
+            if !self.target.starts_with(['/', '*']) {
+                out.push(b'/');
+            }
+            return out.extend_from_slice(self.target.as_bytes());
+        };
+        out.extend_from_slice(path.as_bytes());
+        if let (_, Some(query)) = split(self.target) {
+            out.push(b'?');
+            out.extend_from_slice(query.as_bytes());
+        }
+    }
+
     /// The fields that pass: neither this hop's own (RFC 9110 §7.6.1) nor those written anew.
     fn write_fields(&self, edits: Edits<'_>, out: &mut Vec<u8>) {
+        let edited = !edits.is_empty();
         for field in self.fields {
             let passes = match kind(field.name) {
                 None => self.facts.options.named == 0 || !is_named(self.fields, field.name),
@@ -313,7 +333,7 @@ impl Head<'_> {
                 Some(Field::ForwardedHost | Field::ForwardedProto) => self.client.trusted,
                 Some(_) => false,
             };
-            if passes && !edits.drops(field.name) {
+            if passes && !(edited && edits.drops(field.name)) {
                 write(out, field.name, field.value);
             }
         }
@@ -324,7 +344,7 @@ impl Head<'_> {
     }
 
     /// Adds us to what earlier hops said.
-    fn extend_claims(&self, host: &str, edits: Edits<'_>, out: &mut Vec<u8>) {
+    fn extend_claims(&self, host: &[u8], edits: Edits<'_>, out: &mut Vec<u8>) {
         let client = self.client;
         if !edits.drops("x-forwarded-for") {
             self.append(Field::ForwardedFor, "x-forwarded-for", client.address.as_bytes(), true, out);
@@ -337,19 +357,20 @@ impl Head<'_> {
             write(out, "x-forwarded-proto", self.proto());
         }
         if !has(Field::ForwardedHost) && !edits.drops("x-forwarded-host") {
-            write(out, "x-forwarded-host", host.as_bytes());
+            write(out, "x-forwarded-host", host);
         }
     }
 
     /// Says who the client is; what it claims about itself has been dropped.
-    fn replace_claims(&self, host: &str, edits: Edits<'_>, out: &mut Vec<u8>) {
+    fn replace_claims(&self, host: &[u8], edits: Edits<'_>, out: &mut Vec<u8>) {
         let claims = [
             ("x-forwarded-for", self.client.address.as_bytes()),
             ("x-forwarded-proto", self.proto()),
-            ("x-forwarded-host", host.as_bytes()),
+            ("x-forwarded-host", host),
         ];
+        let edited = !edits.is_empty();
         for (name, value) in claims {
-            if !edits.drops(name) {
+            if !(edited && edits.drops(name)) {
                 write(out, name, value);
             }
         }
@@ -373,25 +394,25 @@ impl Head<'_> {
 }
 
 impl<'a> Raw<'a> {
+    #[inline]
     fn check(&self, length: usize, config: &ProxyConfig, client: &'a Client, routed: bool) -> Result<Head<'a>, Reject> {
         let facts = self.facts()?;
         let (target, authority) = self.target(config.max_uri_bytes)?;
         // Absolute form: its authority is the host, whatever the Host header says (RFC 9112 §3.2.2).
-        let authority = authority.or(facts.host);
-        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-        let path = if path.is_empty() { "/" } else { path };
-        let path = if routed {
-            path::normalize(path).map_err(|_| bad("the path means different things to different servers"))?
+        let authority = authority.map(str::as_bytes).or(facts.host);
+        let routed = if routed {
+            let path = path::normalize(split(target).0);
+            let path = path.map_err(|_| bad("the path means different things to different servers"))?;
+            let host = std::str::from_utf8(authority.unwrap_or_default()).unwrap_or_default();
+            Some((path, host_name(host)))
         } else {
-            Cow::Borrowed(path)
+            None
         };
-        let host = host_name(authority.unwrap_or_default());
         Ok(Head {
             method: self.method,
-            path,
-            query,
+            target,
             authority,
-            host,
+            routed,
             http10: self.http10,
             fields: self.fields,
             facts,
@@ -405,10 +426,11 @@ impl<'a> Raw<'a> {
         for field in self.fields {
             match kind(field.name) {
                 Some(Field::Host) => {
-                    let host = std::str::from_utf8(field.value).ok().filter(|host| is_host(host.as_bytes()));
-                    let host = host.ok_or(bad("the Host header is not a host name with an optional port"))?;
-                    if facts.host.replace(host).is_some() {
+                    if facts.host.replace(field.value).is_some() {
                         return Err(bad("more than one Host header"));
+                    }
+                    if !is_host(field.value) {
+                        return Err(bad("the Host header is not a host name with an optional port"));
                     }
                 }
                 Some(Field::ContentLength) => {
@@ -483,6 +505,12 @@ impl<'a> Raw<'a> {
         }
         Ok((target, Some(authority)))
     }
+}
+
+/// Path (never empty) and query of a target in origin form.
+fn split(target: &str) -> (&str, Option<&str>) {
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    (if path.is_empty() { "/" } else { path }, query)
 }
 
 /// A host for routing: without port and trailing dot, in lower case. Costs no memory if it is already.

@@ -137,16 +137,17 @@ impl<'a> Head<'a> {
             return Ok(response);
         }
         write_status_line(self.status, self.reason, hop.request.http10, out);
+        let edited = !hop.edits.is_empty();
         for field in self.fields {
             let passes = match kind(field.name) {
                 None => facts.options.named == 0 || !is_named(self.fields, field.name),
                 _ => false,
             };
-            if passes && !hop.edits.drops(field.name) {
+            if passes && !(edited && hop.edits.drops(field.name)) {
                 write(out, field.name, field.value);
             }
         }
-        if !hop.edits.is_empty() {
+        if edited {
             hop.edits.added().for_each(|(name, value)| write(out, name, value.as_bytes()));
         }
         match facts.length {

@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::drain::{Drain, Phase};
-use super::io::Stream;
+use super::io::{Link, Stream};
 use super::pool;
 use super::proxy_protocol;
 use super::site::L4;
@@ -65,7 +65,8 @@ pub(crate) async fn serve<S: Stream>(worker: &Rc<Worker>, mut client: S, peer: S
         }
     };
     let (mut reader, mut writer) = client.halves();
-    let copied = tunnel::join((&mut reader, &mut writer), upstream, Default::default(), &worker.stock, &count);
+    let copied =
+        tunnel::join((&mut reader, &mut writer), Link::Plain(upstream), Default::default(), &worker.stock, &count);
     tokio::select! {
         result = copied => {
             if let Err(error) = result {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::buffer::{Buffer, LARGE, Stock};
-use super::io::{Source, Stream, send};
+use super::io::{Link, Source, send};
 
 /// A silence is noticed at the latest this share of the longest one after it became too long.
 const SILENCE_STEPS: u32 = 4;
@@ -36,7 +36,7 @@ pub(crate) async fn silence(longest: Option<Duration>, active: &Cell<bool>) {
 /// before. `count` learns what passes as it passes, so that long connections show up before they end.
 pub(crate) async fn join<R: Source, W: AsyncWrite + Unpin>(
     client: (&mut R, &mut W),
-    mut endpoint: impl Stream,
+    mut endpoint: Link,
     early: [Buffer; 2],
     stock: &Stock,
     count: &impl Fn(Direction, u64),

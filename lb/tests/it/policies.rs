@@ -192,3 +192,43 @@ async fn a_body_that_stops_coming_closes_the_connection() {
     assert!(rest.is_empty());
     lab.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgraded_connection_ends_after_its_longest_silence() {
+    let endpoint = Scripted::start(|_, before| match before {
+        0 => Act::Say(b"HTTP/1.1 101 X\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n".to_vec()),
+        _ => Act::Say(b"pong".to_vec()),
+    })
+    .await;
+    let policy = RequestPolicy { idle_timeout: Some(A_WHILE), ..RequestPolicy::default() };
+    let setup = Setup::default().service("a", &[endpoint.addr]).rules(vec![governed("/", "a", policy)]);
+    let lab = Routed::start(&setup).await;
+    let mut stream = TcpStream::connect(lab.addr).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n").await.unwrap();
+    assert!(crate::support::read_head(&mut stream).await.starts_with("HTTP/1.1 101 "));
+    let started = Instant::now();
+    stream.write_all(b"ping\r\n\r\n").await.unwrap();
+    let mut rest = Vec::new();
+    let closed = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest);
+    let _ = tokio::time::timeout(crate::support::PATIENCE, closed).await.expect("the connection is closed");
+    assert_eq!(rest, b"pong");
+    assert!(started.elapsed() >= A_WHILE);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_are_bounded_on_routes_too() {
+    let endpoint = Scripted::named("ok").await;
+    let setup = Setup::default().service("a", &[endpoint.addr]).rules(vec![rule("/", "a")]);
+    let lab = Routed::start(&setup).await;
+    let long = "x".repeat(9_000);
+    assert_eq!(lab.get(&format!("/{long}")).await.status, 414);
+    let many = "x-a: 1\r\n".repeat(101);
+    assert_eq!(lab.send(&format!("GET / HTTP/1.1\r\nhost: a\r\n{many}\r\n")).await.status, 431);
+    let large = format!("x-a: {long}\r\n").repeat(4);
+    assert_eq!(lab.send(&format!("GET / HTTP/1.1\r\nhost: a\r\n{large}\r\n")).await.status, 431);
+    let smuggled = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    assert_eq!(lab.send(smuggled).await.status, 400);
+    assert!(endpoint.seen().is_empty());
+    lab.stop().await;
+}
