@@ -88,11 +88,16 @@ impl Lb {
     /// Runs as a Kubernetes client until `shutdown`, then drains.
     pub async fn run(&self, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
         let mut parts = self.start(&shutdown)?;
-        let (hub, config, token) = (self.hub.clone(), self.config.clone(), shutdown.clone());
+        let (hub, config, token) = (self.hub.clone(), &self.config, shutdown.clone());
         let compiler = Compiler::new(PlanConfig { node_name: config.node_name.clone(), ..PlanConfig::default() });
+        let mut statuses = None;
         if config.enable_proxy {
             let ip = config.advertise_ip.to_string();
             parts.spawn(health::events::run(client.clone(), hub.clone(), shutdown.clone()));
+            let (plans, planned) = watch::channel(snapshot::StatusPlan::default());
+            parts.spawn(snapshot::write::run(client.clone(), planned, shutdown.clone()));
+            let reports = self.reports.subscribe();
+            statuses = Some(snapshot::watch::Statuses { reports, ip: ip.clone(), plans });
             parts.spawn(listeners::status::run(
                 client.clone(),
                 hub.clone(),
@@ -106,7 +111,7 @@ impl Lb {
             parts.spawn(async move { podnet::run(client, &config.node_name, &config.table, shutdown).await });
         }
         parts.spawn(async move {
-            snapshot::watch::run(client, &config.node_name, compiler, &hub, token).await;
+            snapshot::watch::run(client, compiler, &hub, statuses, token).await;
         });
         finish(parts, &shutdown).await
     }

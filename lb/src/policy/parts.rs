@@ -60,6 +60,43 @@ pub(crate) struct WeightRule {
     pub weight: u32,
 }
 
+/// The names of those fields that are set.
+fn set(fields: &[(&'static str, bool)]) -> Vec<&'static str> {
+    fields.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect()
+}
+
+impl RequestPart {
+    /// Names of the fields that are set.
+    pub fn said(&self) -> Vec<&'static str> {
+        set(&[
+            ("retries", self.retries.is_some()),
+            ("hedging", self.hedging.is_some()),
+            ("rateLimits", self.rate_limits.is_some()),
+            ("timeouts.request", self.request_timeout.is_some()),
+            ("timeouts.responseHeader", self.response_timeout.is_some()),
+            ("timeouts.idle", self.idle_timeout.is_some()),
+            ("limits.maxRequestBodyBytes", self.max_body_bytes.is_some()),
+            ("accessLog.samplePercent", self.access_log_percent.is_some()),
+        ])
+    }
+}
+
+impl ServicePart {
+    /// Names of the fields that are set.
+    pub fn said(&self) -> Vec<&'static str> {
+        set(&[
+            ("loadBalancing", self.balancing.is_some()),
+            ("healthCheck", self.health_check.is_some()),
+            ("outlierDetection", self.outlier.is_some()),
+            ("circuitBreaker", self.limits.is_some()),
+            ("queue", self.queue.is_some()),
+            ("timeouts.connect", self.connect_timeout.is_some()),
+            ("proxyProtocol.send", self.send_proxy.is_some()),
+            ("upstreamTls", self.upstream_tls.is_some()),
+        ])
+    }
+}
+
 impl WeightRule {
     /// Whether it is about an endpoint.
     pub fn matches(&self, endpoint: &crate::snapshot::EndpointPlan) -> bool {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::jiff::Timestamp;
 use scaleup_api::well_known::{ANNOTATION_POD_GATEWAY, LABEL_REGION, LABEL_ZONE};
 
 use super::assemble::{self, Compiled, Shadowed};
@@ -20,7 +21,8 @@ use super::objects::{Kind, NodeFacts, Object, ObjectKey, Objects, Route, RouteKe
 use super::plan::{ServiceContext, plan_service, service_key, slice_service};
 use super::policies::{Policies, TargetKind};
 use super::routes::{BackendRef, HostPort, ListenerPlan};
-use super::{NodePlan, PlanConfig, ServiceKey, ServicePlan, Snapshot, certificates, ingress};
+use super::{NodePlan, PlanConfig, ServiceKey, ServicePlan, Snapshot, certificates, ingress, statuses};
+use crate::listeners::Report;
 use crate::policy::RequestPolicy;
 
 /// Namespace and name of an EndpointSlice.
@@ -345,6 +347,26 @@ impl Compiler {
         self.dirty.routes.extend(using.map(|(route, _)| route.clone()));
     }
 
+    /// What must be written into statuses, as of the last snapshot. `ip`: the own address.
+    pub(crate) fn statuses(&self, report: &Report, ip: &str, now: Timestamp) -> statuses::Plan {
+        let served = |key: &RouteKey| {
+            let places = self.routes.get(key).into_iter().flat_map(|route| &route.places);
+            places.map(|place| (place.listener.clone(), place.port)).collect()
+        };
+        statuses::plan(statuses::Known {
+            objects: &self.objects,
+            gateways: &self.gateways,
+            policies: &self.policies,
+            outcomes: &self.outcomes,
+            served: &served,
+            shadowed: &self.shadowed,
+            by_service: &self.by_service,
+            report,
+            ip,
+            now,
+        })
+    }
+
     /// What is kept of the objects.
     #[cfg(test)]
     pub(crate) fn into_objects(self) -> Objects {
@@ -406,12 +428,12 @@ impl Compiler {
                     dirty.routes.extend(self.by_gateway.get(&key).into_iter().flatten().cloned());
                     dirty.all_ports = true;
                 }
-                TargetKind::Ingress => drop(dirty.routes.insert(route(RouteKind::Ingress))),
-                TargetKind::HTTPRoute => drop(dirty.routes.insert(route(RouteKind::HTTPRoute))),
-                TargetKind::GRPCRoute => drop(dirty.routes.insert(route(RouteKind::GRPCRoute))),
-                TargetKind::TLSRoute => drop(dirty.routes.insert(route(RouteKind::TLSRoute))),
-                TargetKind::TCPRoute => drop(dirty.routes.insert(route(RouteKind::TCPRoute))),
-                TargetKind::UDPRoute => drop(dirty.routes.insert(route(RouteKind::UDPRoute))),
+                TargetKind::Ingress => _ = dirty.routes.insert(route(RouteKind::Ingress)),
+                TargetKind::HTTPRoute => _ = dirty.routes.insert(route(RouteKind::HTTPRoute)),
+                TargetKind::GRPCRoute => _ = dirty.routes.insert(route(RouteKind::GRPCRoute)),
+                TargetKind::TLSRoute => _ = dirty.routes.insert(route(RouteKind::TLSRoute)),
+                TargetKind::TCPRoute => _ = dirty.routes.insert(route(RouteKind::TCPRoute)),
+                TargetKind::UDPRoute => _ = dirty.routes.insert(route(RouteKind::UDPRoute)),
             }
         }
         self.policies = policies;
@@ -499,12 +521,12 @@ impl Compiler {
             }
         }
         if let Some(new) = new {
-            new.mentions
-                .iter()
-                .for_each(|name| { self.by_service.entry(name.clone()).or_default().insert(key.clone()); });
-            new.parents
-                .iter()
-                .for_each(|name| { self.by_gateway.entry(name.clone()).or_default().insert(key.clone()); });
+            for name in &new.mentions {
+                self.by_service.entry(name.clone()).or_default().insert(key.clone());
+            }
+            for name in &new.parents {
+                self.by_gateway.entry(name.clone()).or_default().insert(key.clone());
+            }
             self.routes.insert(key.clone(), new);
         }
         changed

@@ -10,19 +10,28 @@ mod attach;
 pub(crate) mod certificates;
 mod compile;
 mod compile_route;
+mod conditions;
 mod filters;
 #[cfg(test)]
 mod gateway_tests;
 mod gateways;
+#[cfg(test)]
+mod incremental_tests;
 mod ingress;
+#[cfg(test)]
+mod ingress_tests;
 mod objects;
 mod plan;
 mod policies;
 mod references;
 pub mod routes;
 mod rules;
+#[cfg(test)]
+mod status_tests;
+mod statuses;
 pub mod testing;
 pub(crate) mod watch;
+pub(crate) mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -36,6 +45,8 @@ pub use ingress::INGRESS_CONTROLLER;
 pub use objects::{Kind, Object, ObjectKey, RouteKey, RouteKind};
 pub use plan::plan;
 use routes::{BackendRef, HostPort, ListenerPlan};
+pub(crate) use statuses::Plan as StatusPlan;
+pub use statuses::SUPPORTED_FEATURES;
 
 use crate::policy::{RequestPolicy, ServicePolicy};
 

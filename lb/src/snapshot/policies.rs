@@ -76,6 +76,16 @@ pub(crate) struct Attached {
     pub accept_proxy: Option<Arc<[String]>>,
 }
 
+impl Attached {
+    /// Names of the fields that are set.
+    fn said(&self) -> Vec<&'static str> {
+        let mut said = self.request.said();
+        said.extend(self.service.said());
+        said.extend(self.accept_proxy.as_ref().map(|_| "proxyProtocol.accept"));
+        said
+    }
+}
+
 /// What became of a policy at one of its targets.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TargetOutcome {
@@ -164,6 +174,30 @@ impl Policies {
         let policies = self.tls.get(service)?;
         let speaks = |section: &Option<Arc<str>>| section.as_deref().is_none_or(|section| section == port);
         policies.iter().find(|(section, _)| speaks(section)).map(|(_, tls)| tls.clone())
+    }
+
+    /// Why a policy has no say at a target where it was filed: older ones of the same section say everything that it says.
+    pub fn overridden(
+        &self,
+        policy: &ObjectKey,
+        kind: TargetKind,
+        target: &ObjectKey,
+        section: Option<&str>,
+    ) -> Option<Fault> {
+        let attached = self.by_target.get(&(kind, target.clone()))?;
+        let source = policy.to_string();
+        let same: Vec<&Attached> = attached.iter().filter(|other| other.section.as_deref() == section).collect();
+        let at = same.iter().position(|other| other.request.source.as_deref() == Some(&source))?;
+        let (older, own) = (&same[..at], same[at].said());
+        let taken = |field: &&str| older.iter().any(|older| older.said().contains(field));
+        if own.is_empty() || !own.iter().all(taken) {
+            return None;
+        }
+        let first = older.first()?.request.source.as_deref().unwrap_or_default();
+        Some(Fault::new(
+            "Conflicted",
+            format!("older policies, the first {first}, set {} here already", own.join(", ")),
+        ))
     }
 
     /// Targets about which `self` and `other` say different things.

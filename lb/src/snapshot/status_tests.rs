@@ -1,0 +1,279 @@
+//! What is written into statuses, by value.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::statuses::Plan;
+use super::testing::{compiler, object};
+use super::{Compiler, Kind, PlanConfig, Protocol};
+use crate::listeners::{Problem, Report};
+use crate::snapshot::routes::HostPort;
+
+const IP: &str = "192.0.2.10";
+
+fn report(ports: &[(u16, bool)]) -> Report {
+    let mut report = Report { settled: true, ..Report::default() };
+    for (port, bound) in ports {
+        let problem = Problem { reason: "PortConflict", message: "somebody has it".to_owned() };
+        report.listeners.insert(HostPort { port: *port, protocol: Protocol::Tcp }, (!bound).then_some(problem));
+    }
+    report
+}
+
+fn gateway(listeners: Value) -> Value {
+    json!({"kind": "Gateway", "metadata": {"namespace": "infra", "name": "edge", "generation": 3, "resourceVersion": "7"},
+           "spec": {"gatewayClassName": "scaleup", "listeners": listeners}})
+}
+
+fn world(extra: &[Value]) -> Compiler {
+    let mut all = vec![
+        json!({"kind": "GatewayClass", "metadata": {"name": "scaleup"}, "spec": {"controllerName": "scaleup.dev/gateway"}}),
+        json!({"kind": "IngressClass", "metadata": {"name": "scaleup"}, "spec": {"controller": "scaleup.dev/ingress"}}),
+        json!({"kind": "Service", "metadata": {"namespace": "infra", "name": "web"}, "spec": {"ports": [{"name": "http", "port": 80}]}}),
+    ];
+    all.extend_from_slice(extra);
+    let mut compiler = compiler(PlanConfig::default(), &all).expect("valid objects");
+    compiler.snapshot();
+    compiler
+}
+
+fn planned(compiler: &Compiler, report: &Report) -> Plan {
+    compiler.statuses(report, IP, k8s_openapi::jiff::Timestamp::UNIX_EPOCH)
+}
+
+fn status(plan: &Plan, kind: Kind) -> Option<Value> {
+    plan.patches.iter().find(|patch| patch.kind == kind).map(|patch| patch.status.clone())
+}
+
+/// `Type=Status/Reason` of conditions.
+fn conditions(list: &Value) -> Vec<String> {
+    let text = |c: &Value, field: &str| c[field].as_str().unwrap_or_default().to_owned();
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .map(|c| format!("{}={}/{}", text(c, "type"), text(c, "status"), text(c, "reason")))
+        .collect()
+}
+
+#[test]
+fn a_gateway_says_what_its_listeners_do() {
+    let listeners = json!([
+        {"name": "http", "port": 80, "protocol": "HTTP"}, {"name": "taken", "port": 81, "protocol": "HTTP"},
+        {"name": "tls", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "gone"}]}},
+        {"name": "clash", "port": 80, "protocol": "TCP"},
+        {"name": "kinds", "port": 82, "protocol": "HTTP", "allowedRoutes": {"kinds": [{"kind": "TCPRoute"}]}},
+    ]);
+    let route = json!({"kind": "HTTPRoute", "metadata": {"namespace": "infra", "name": "r"}, "spec": {"parentRefs": [{"name": "edge"}],
+        "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]}});
+    let compiler = world(&[gateway(listeners), route]);
+    assert!(status(&planned(&compiler, &Report::default()), Kind::Gateway).is_none(), "before the first round");
+    assert!(
+        status(&planned(&compiler, &report(&[(80, true)])), Kind::Gateway).is_none(),
+        "ports are still being bound"
+    );
+    let ports = report(&[(80, true), (81, false), (82, true), (443, true)]);
+    let plan = planned(&compiler, &ports);
+    let gateway = status(&plan, Kind::Gateway).expect("a status");
+    assert_eq!(
+        plan.patches.iter().find(|patch| patch.kind == Kind::Gateway).expect("a patch").resource_version.as_deref(),
+        Some("7")
+    );
+    assert_eq!(gateway["addresses"], json!([{"type": "IPAddress", "value": IP}]));
+    assert_eq!(conditions(&gateway["conditions"]), ["Accepted=True/ListenersNotValid", "Programmed=True/Programmed"]);
+    assert_eq!(gateway["conditions"][0]["observedGeneration"], json!(3));
+    let of: BTreeMap<&str, Vec<String>> = gateway["listeners"]
+        .as_array()
+        .expect("listeners")
+        .iter()
+        .map(|listener| (listener["name"].as_str().expect("a name"), conditions(&listener["conditions"])))
+        .collect();
+    let fine = ["Accepted=True/Accepted", "Conflicted=False/NoConflicts", "ResolvedRefs=True/ResolvedRefs"];
+    assert_eq!(of["http"], [&fine[..], &["Programmed=True/Programmed"]].concat());
+    assert_eq!(of["taken"], [&fine[..], &["Programmed=False/PortConflict"]].concat());
+    assert_eq!(
+        of["tls"],
+        [&fine[..2], &["ResolvedRefs=False/InvalidCertificateRef", "Programmed=False/Invalid"]].concat()
+    );
+    assert_eq!(
+        of["clash"],
+        [
+            "Accepted=False/ProtocolConflict",
+            "Conflicted=True/ProtocolConflict",
+            "ResolvedRefs=True/ResolvedRefs",
+            "Programmed=False/Invalid"
+        ]
+    );
+    assert_eq!(of["kinds"][2], "ResolvedRefs=False/InvalidRouteKinds");
+    let attached: Vec<&Value> = gateway["listeners"]
+        .as_array()
+        .expect("listeners")
+        .iter()
+        .map(|listener| &listener["attachedRoutes"])
+        .collect();
+    assert_eq!(attached, [&json!(1), &json!(1), &json!(1), &json!(0), &json!(0)]);
+}
+
+/// What is planned is written; after that nothing is left to do.
+fn settle(compiler: &mut Compiler, objects: &[Value], report: &Report) {
+    let plan = planned(compiler, report);
+    assert!(!plan.patches.is_empty());
+    for patch in plan.patches {
+        let known = objects
+            .iter()
+            .find(|object| object["kind"] == patch.kind.as_str() && object["metadata"]["name"] == *patch.key.name);
+        let mut written = known.cloned().expect("an object");
+        written["status"] = patch.status;
+        compiler.apply(object(written).expect("an object"));
+    }
+    compiler.snapshot();
+    assert_eq!(planned(compiler, report).patches, []);
+}
+
+#[test]
+fn what_was_written_is_not_written_again() {
+    let objects = [
+        json!({"kind": "GatewayClass", "metadata": {"name": "scaleup"}, "spec": {"controllerName": "scaleup.dev/gateway"}}),
+        gateway(json!([{"name": "http", "port": 80, "protocol": "HTTP"}])),
+        json!({"kind": "HTTPRoute", "metadata": {"namespace": "infra", "name": "r"}, "spec": {"parentRefs": [{"name": "edge"}, {"name": "edge", "sectionName": "no"}],
+            "rules": [{"backendRefs": [{"name": "gone", "port": 80}]}, {"matches": [{"method": "X"}]}]}}),
+        json!({"kind": "Ingress", "metadata": {"namespace": "infra", "name": "i"}, "spec": {"ingressClassName": "scaleup",
+            "defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}}}),
+        json!({"kind": "TrafficPolicy", "metadata": {"namespace": "infra", "name": "p"}, "spec": {"targetRefs": [{"kind": "Service", "name": "web"}]}}),
+        json!({"kind": "BackendTLSPolicy", "metadata": {"namespace": "infra", "name": "b"}, "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "gone"}],
+            "validation": {"hostname": "h.example"}}}),
+    ];
+    let mut compiler = world(&objects);
+    settle(&mut compiler, &objects, &report(&[(80, true)]));
+    // Another load balancer, which has the port to itself, wants its own address there and nothing else.
+    let plan = compiler.statuses(&report(&[(80, true)]), "192.0.2.11", Default::default());
+    let gateway = status(&plan, Kind::Gateway).expect("a status");
+    assert_eq!(gateway["addresses"].as_array().expect("addresses").len(), 2);
+    // One that has not leaves everything as it is.
+    let plan = compiler.statuses(&report(&[(80, false)]), "192.0.2.11", Default::default());
+    assert_eq!(plan.patches, []);
+    // The one that had it and lost it takes its address away.
+    let gateway = status(&planned(&compiler, &report(&[(80, false)])), Kind::Gateway).expect("a status");
+    assert_eq!(gateway["addresses"], json!([]));
+    assert!(conditions(&gateway["conditions"]).contains(&"Programmed=False/PortConflict".to_owned()));
+}
+
+#[test]
+fn a_route_says_what_became_of_it_at_each_parent() {
+    let listeners = json!([{"name": "http", "port": 80, "protocol": "HTTP", "hostname": "*.a.example"},
+                           {"name": "tcp", "port": 90, "protocol": "TCP"}]);
+    #[track_caller]
+    fn check(listeners: &Value, kind: &str, spec: Value, expected: &[&str]) {
+        let mut spec = spec;
+        spec["parentRefs"] = spec.get("parentRefs").cloned().unwrap_or_else(|| json!([{"name": "edge"}]));
+        let route = json!({"kind": kind, "metadata": {"namespace": "infra", "name": "r", "creationTimestamp": "2026-01-02T00:00:00Z"}, "spec": spec,
+            "status": {"parents": [{"controllerName": "other.example/c", "parentRef": {"name": "x"}, "conditions": []}]}});
+        let older = json!({"kind": "TCPRoute", "metadata": {"namespace": "infra", "name": "old", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"parentRefs": [{"name": "edge"}], "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]}});
+        let compiler = world(&[gateway(listeners.clone()), route, older]);
+        let plan = planned(&compiler, &report(&[]));
+        let patch = plan.patches.iter().find(|patch| &*patch.key.name == "r").expect("a status");
+        let parents = patch.status["parents"].as_array().expect("parents");
+        assert_eq!(parents[0]["controllerName"], "other.example/c", "what others wrote stays");
+        let got: Vec<String> = parents[1..].iter().flat_map(|parent| conditions(&parent["conditions"])).collect();
+        assert_eq!(got, expected);
+    }
+    let resolved = "ResolvedRefs=True/ResolvedRefs";
+    let web = json!([{"backendRefs": [{"name": "web", "port": 80}]}]);
+    let http = |spec: Value, expected: &[&str]| check(&listeners, "HTTPRoute", spec, expected);
+    http(json!({"rules": web}), &["Accepted=True/Accepted", resolved]);
+    http(json!({"rules": web, "hostnames": ["b.example"]}), &["Accepted=False/NoMatchingListenerHostname", resolved]);
+    http(
+        json!({"rules": web, "parentRefs": [{"name": "edge", "sectionName": "x"}]}),
+        &["Accepted=False/NoMatchingParent", resolved],
+    );
+    http(
+        json!({"rules": web, "parentRefs": [{"name": "edge", "sectionName": "tcp"}]}),
+        &["Accepted=False/NotAllowedByListeners", resolved],
+    );
+    http(
+        json!({"rules": [{"backendRefs": [{"name": "gone", "port": 80}]}]}),
+        &["Accepted=True/Accepted", "ResolvedRefs=False/BackendNotFound"],
+    );
+    http(
+        json!({"rules": [{"backendRefs": [{"name": "web", "namespace": "x", "port": 80}]}]}),
+        &["Accepted=True/Accepted", "ResolvedRefs=False/RefNotPermitted"],
+    );
+    http(
+        json!({"rules": [{"backendRefs": [{"name": "web", "kind": "Bucket"}]}]}),
+        &["Accepted=True/Accepted", "ResolvedRefs=False/InvalidKind"],
+    );
+    http(json!({"rules": [{"matches": [{"method": "X"}]}]}), &["Accepted=False/UnsupportedValue", resolved]);
+    http(
+        json!({"rules": [{"matches": [{"method": "X"}]}, web[0]]}),
+        &["Accepted=True/Accepted", resolved, "PartiallyInvalid=True/UnsupportedValue"],
+    );
+    check(&listeners, "TCPRoute", json!({"rules": web}), &["Accepted=False/RouteConflict", resolved]);
+}
+
+#[test]
+fn a_policy_says_what_became_of_it_at_each_target() {
+    let group = "gateway.networking.k8s.io";
+    let policy = |name: &str, created: &str, target: Value, spec: Value| {
+        let mut spec = spec;
+        spec["targetRefs"] = json!([target]);
+        json!({"kind": "TrafficPolicy", "metadata": {"namespace": "infra", "name": name, "creationTimestamp": created}, "spec": spec})
+    };
+    let check = |target: Value, spec: Value, reason: &str, message: &str| {
+        let older = policy(
+            "a",
+            "2026-01-01T00:00:00Z",
+            json!({"kind": "Service", "name": "web"}),
+            json!({"limits": {"maxRequestBodyBytes": 1}}),
+        );
+        let compiler = world(&[gateway(json!([])), older, policy("p", "2026-01-02T00:00:00Z", target, spec)]);
+        let plan = planned(&compiler, &report(&[]));
+        let patch = plan.patches.iter().find(|patch| &*patch.key.name == "p").expect("a status");
+        let condition = &patch.status["ancestors"][0]["conditions"][0];
+        assert_eq!(condition["reason"], reason, "{condition}");
+        assert!(condition["message"].as_str().expect("a message").contains(message), "{condition}");
+    };
+    let service = json!({"kind": "Service", "name": "web"});
+    let edge = json!({"group": group, "kind": "Gateway", "name": "edge"});
+    check(service.clone(), json!({"queue": {"maxDepth": 5}}), "Accepted", "");
+    check(service.clone(), json!({"queue": {"maxDepth": 0}}), "Invalid", "queue.maxDepth");
+    check(service.clone(), json!({"limits": {"maxRequestBodyBytes": 2}}), "Conflicted", "infra/a");
+    check(service.clone(), json!({"limits": {"maxRequestBodyBytes": 2}, "hedging": {"delay": "1s"}}), "Accepted", "");
+    check(service, json!({"upstreamTls": {"hostname": "h", "caConfigMap": "no"}}), "Invalid", "ConfigMap");
+    check(json!({"kind": "Service", "name": "gone"}), json!({}), "TargetNotFound", "gone");
+    check(json!({"kind": "Pod", "name": "web"}), json!({}), "Invalid", "cannot be targeted");
+    check(edge.clone(), json!({"timeouts": {"request": "1s"}}), "Accepted", "");
+    check(
+        edge.clone(),
+        json!({"timeouts": {"connect": "1s"}, "queue": {}}),
+        "Invalid",
+        "queue, timeouts.connect are about a Service's endpoints",
+    );
+    check(edge, json!({"proxyProtocol": {"accept": true}}), "Invalid", "trustedSources");
+    let ingress = json!({"group": "networking.k8s.io", "kind": "Ingress", "name": "i"});
+    check(
+        ingress,
+        json!({"proxyProtocol": {"accept": true, "trustedSources": ["10.0.0.0/8"]}}),
+        "Invalid",
+        "Gateways and Services",
+    );
+}
+
+#[test]
+fn an_ingress_has_our_address_while_its_port_is_bound() {
+    let ingress = |ips: Value| {
+        json!({"kind": "Ingress", "metadata": {"namespace": "infra", "name": "i"}, "status": {"loadBalancer": {"ingress": ips}},
+            "spec": {"ingressClassName": "scaleup", "defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}}})
+    };
+    let check = |ips: Value, bound: bool, expected: Option<Value>| {
+        let compiler = world(&[ingress(ips)]);
+        let status = status(&planned(&compiler, &report(&[(80, bound)])), Kind::Ingress);
+        assert_eq!(status.map(|status| status["loadBalancer"]["ingress"].clone()), expected);
+    };
+    let (ours, theirs) = (json!({"ip": IP}), json!({"ip": "198.51.100.1"}));
+    check(json!([]), true, Some(json!([ours])));
+    check(json!([theirs]), true, Some(json!([theirs, ours])));
+    check(json!([ours]), true, None);
+    check(json!([theirs, ours]), false, Some(json!([theirs])));
+    check(json!([]), false, None);
+}
