@@ -4,6 +4,7 @@
 
 mod alone;
 mod cli;
+mod component;
 mod issue;
 mod opened;
 mod preflight;

@@ -87,7 +87,8 @@ pub async fn ensure(agent: &Agent) -> Result<PodNetwork, NetworkError> {
     let pool = &agent.config.pod_cidr_pool;
     // Other nodes' subnets are not known here (a node may read its own object only): names spread them, and the load
     // balancer tells of nodes that got the same one all the same.
-    let free = candidates(pool, &used, seed_of(&agent.config.node_name)).ok_or_else(|| NetworkError::BadPool(pool.clone()))?;
+    let free =
+        candidates(pool, &used, seed_of(&agent.config.node_name)).ok_or_else(|| NetworkError::BadPool(pool.clone()))?;
     for subnet in free {
         match agent.runtime.create_network(&name, &subnet.cidr(), subnet.gateway()).await {
             Ok(()) => return Ok(PodNetwork { name, cidr: subnet.cidr(), gateway: subnet.gateway() }),

@@ -120,8 +120,7 @@ async fn lookup(dns: &Dns, name: &str, kind: RecordType) -> (ResponseCode, Vec<S
         reply.answers.iter().map(|record| format!("{} {}", record.record_type(), record.data)).collect();
     answers.sort();
     let nothing = reply.answers.iter().all(|record| record.record_type() != kind);
-    let negative =
-        nothing && name.contains("cluster.local") && reply.metadata.response_code != ResponseCode::ServFail;
+    let negative = nothing && name.contains("cluster.local") && reply.metadata.response_code != ResponseCode::ServFail;
     assert_eq!(reply.authorities.iter().any(|r| r.record_type() == RecordType::SOA), negative, "SOA for {name}");
     if let Some(record) = reply.answers.first().filter(|_| name.contains("cluster.local")) {
         assert_eq!(record.ttl, 5);
