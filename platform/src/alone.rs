@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{AgentArgs, ApiserverArgs, ClientArgs, ControllersRoleArgs, LbRoleArgs, SchedulerArgs};
+use crate::component::{self, Component};
 use crate::issue::serving;
 use crate::opened::Opened;
 use crate::{preflight, process, roles};
@@ -91,14 +92,44 @@ async fn with_metrics(
     }
 }
 
+/// Runs one role beside its entry in the view of components.
+async fn registered(
+    client: kube::Client,
+    role: &'static str,
+    instance: String,
+    port: Option<u16>,
+    shutdown: CancellationToken,
+    run: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let one = Component { role, instance, address: preflight::primary_address(), port };
+    let (stop, mut run) = (CancellationToken::new(), std::pin::pin!(run));
+    let mut kept = std::pin::pin!(component::keep(client, vec![one], stop.clone()));
+    let outcome = tokio::select! {
+        outcome = &mut run => outcome,
+        () = &mut kept => return run.await,
+        () = shutdown.cancelled() => {
+            // Said while the role drains.
+            stop.cancel();
+            return tokio::join!(run, kept).0;
+        }
+    };
+    stop.cancel();
+    kept.await;
+    outcome
+}
+
 /// `scaleup apiserver`
 pub async fn apiserver(args: ApiserverArgs, shutdown: CancellationToken) -> Result<()> {
     let (api, listener) = Opened::open(&args.api, &args.data.data_dir).await?;
     api.server.metrics.with_registry(process::register);
     println!("The API listens at {}; the admin's kubeconfig is {}", api.url, api.kubeconfig.display());
-    let outcome = api.server.serve(listener, shutdown).await;
+    let user = scaleup_apiserver::user::UserInfo::system("system:apiserver", &["system:masters"]);
+    let client = kube::Client::new(api.server.in_process(user), "default");
+    let serve = async { api.server.serve(listener, shutdown.clone()).await.map_err(Into::into) };
+    let outcome =
+        registered(client, "apiserver", preflight::host_name(), Some(api.port), shutdown.clone(), serve).await;
     api.close().await;
-    outcome.map_err(Into::into)
+    outcome
 }
 
 /// `scaleup controllers`
@@ -109,8 +140,10 @@ pub async fn controllers(args: ControllersRoleArgs, shutdown: CancellationToken)
     let mut config = roles::controllers(&args.controllers, ca_pem)?;
     config.leader_elect = true;
     config.identity = format!("{}_{}", preflight::host_name(), std::process::id());
-    let role = scaleup_controllers::run(client, config, metrics, shutdown.clone());
-    with_metrics(args.metrics_listen, registry, shutdown, async { role.await.map_err(Into::into) }).await
+    let role = scaleup_controllers::run(client.clone(), config, metrics, shutdown.clone());
+    let role = async { role.await.map_err(Into::into) };
+    let role = registered(client, "controllers", preflight::host_name(), None, shutdown.clone(), role);
+    with_metrics(args.metrics_listen, registry, shutdown, role).await
 }
 
 /// `scaleup scheduler`
@@ -118,8 +151,11 @@ pub async fn scheduler(args: SchedulerArgs, shutdown: CancellationToken) -> Resu
     let (client, _) = client(&args.client).await?;
     let mut registry = process::registry();
     let metrics = scaleup_scheduler::build(&mut registry);
-    let role = scaleup_scheduler::run(client, scaleup_scheduler::Config::default(), metrics, shutdown.clone());
-    with_metrics(args.metrics_listen, registry, shutdown, async { role.await.map_err(Into::into) }).await
+    let config = scaleup_scheduler::Config::default();
+    let role = scaleup_scheduler::run(client.clone(), config, metrics, shutdown.clone());
+    let role = async { role.await.map_err(Into::into) };
+    let role = registered(client, "scheduler", preflight::host_name(), None, shutdown.clone(), role);
+    with_metrics(args.metrics_listen, registry, shutdown, role).await
 }
 
 /// `scaleup agent`
@@ -143,6 +179,8 @@ pub async fn lb(args: LbRoleArgs, shutdown: CancellationToken) -> Result<()> {
     let mut registry = process::registry();
     let config = roles::lb(&args.lb, &node, preflight::primary_address(), &args.service_cidr);
     let lb = scaleup_lb::build(config, &mut registry);
-    let role = lb.run(client, shutdown.clone());
-    with_metrics(args.metrics_listen, registry, shutdown, async { role.await.map_err(Into::into) }).await
+    let role = lb.run(client.clone(), shutdown.clone());
+    let role = async { role.await.map_err(Into::into) };
+    let role = registered(client, "lb", node, None, shutdown.clone(), role);
+    with_metrics(args.metrics_listen, registry, shutdown, role).await
 }

@@ -4,6 +4,7 @@
 
 mod alone;
 mod cli;
+mod component;
 mod handover;
 mod issue;
 mod opened;

@@ -17,6 +17,8 @@ use crate::roles::{self, OpenStore};
 pub struct Opened {
     /// Not serving yet.
     pub server: Arc<Server>,
+    /// Port it listens on.
+    pub port: u16,
     /// Where clients on this machine reach it.
     pub url: String,
     /// The admin's kubeconfig.
@@ -40,7 +42,7 @@ impl Opened {
             Kubeconfig { cluster: CLUSTER, server: &url, user: "kubernetes-admin", groups: &["system:masters"] };
         server.ca.ensure_kubeconfig(&kubeconfig, &admin)?;
         preflight::give_to_caller(dir, &kubeconfig);
-        Ok((Self { server, url, kubeconfig, store, _lock: lock }, listener))
+        Ok((Self { server, port: bound.port(), url, kubeconfig, store, _lock: lock }, listener))
     }
 
     /// Stops what still runs, then finishes queued writes; the directory is free after that.

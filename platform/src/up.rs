@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::UpArgs;
+use crate::component::{self, Component};
 use crate::handover::{self, Offer, Predecessor};
 use crate::issue::Serving;
 use crate::opened::Opened;
@@ -42,6 +43,7 @@ pub async fn run(args: UpArgs, shutdown: CancellationToken) -> Result<()> {
     api.spawn(async move { ("API server", serving.serve(listener, serving_stop).await.map_err(Into::into)) });
     // Before the API's own roles and bindings are in place, it would refuse everybody.
     shutdown.run_until_cancelled(server.ready()).await;
+    running.spawn(register(&server, &args, opened.port, &roles_stop));
     let started = start_roles(&server, &args, &dir, &roles_stop, &mut running).await;
     let mut successor = None;
     let mut offer = None;
@@ -85,6 +87,29 @@ pub async fn run(args: UpArgs, shutdown: CancellationToken) -> Result<()> {
     }
     tracing::info!("stopped");
     outcome.and(roles_ended).and(api_ended)
+}
+
+/// Keeps the view of this process's roles.
+fn register(
+    server: &Arc<Server>,
+    args: &UpArgs,
+    api_port: u16,
+    stop: &CancellationToken,
+) -> impl Future<Output = Ended> + use<> {
+    let (instance, address) = (roles::node_name(args.node.node_name.as_ref()), roles::node_ip(&args.node));
+    let one = |role, port| Component { role, instance: instance.clone(), address, port };
+    let all = vec![
+        one("apiserver", Some(api_port)),
+        one("controllers", None),
+        one("scheduler", None),
+        one("agent", None),
+        one("lb", None),
+    ];
+    let kept = component::keep(client(server, "system:apiserver", &["system:masters"]), all, stop.clone());
+    async move {
+        kept.await;
+        ("component registry", Ok(()))
+    }
 }
 
 async fn start_roles(

@@ -133,6 +133,19 @@ async fn apart(dir: &std::path::Path, node: &str) -> Result<()> {
     processes.start(dir, "lb", &mut lb)?;
 
     let kubectl = Kubectl::new(Kubectl::NEW, &data.join("kubeconfig"));
+    eventually("every role is in the view of components", || async {
+        let slices = kubectl.json("-n kube-system get endpointslices -l app.kubernetes.io/part-of=scaleup").await?;
+        let ready: std::collections::BTreeSet<&str> = slices["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|slice| slice["endpoints"][0]["conditions"]["ready"] == true)
+            .filter(|slice| slice["metadata"]["annotations"]["scaleup.dev/version"].is_string())
+            .filter_map(|slice| slice["metadata"]["labels"]["app.kubernetes.io/component"].as_str())
+            .collect();
+        Ok((ready == ["apiserver", "controllers", "lb", "scheduler"].into()).then_some(()))
+    })
+    .await?;
     demo_image("v1")?;
     eventually("the service account", || async { Ok(kubectl.ok("get serviceaccount default").await.ok()) }).await?;
     let answers = crate::path::deploy(&kubectl, "web").await?;

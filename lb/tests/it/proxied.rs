@@ -185,7 +185,7 @@ async fn health_check_node_ports_tell_about_local_endpoints() {
         let slice = json!({"metadata": {"name": "web-1", "namespace": "shop",
                 "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
             "ports": [{"name": "db", "port": 80}], "endpoints": endpoints});
-        let config = scaleup_lb::snapshot::PlanConfig { node_name: "n1".to_owned() };
+        let config = scaleup_lb::snapshot::PlanConfig { node_name: "n1".to_owned(), ..Default::default() };
         let (service, slice) = (serde_json::from_value(service).unwrap(), serde_json::from_value(slice).unwrap());
         lab.lb.publish(scaleup_lb::snapshot::plan(&[service], &[slice], &config));
     };

@@ -243,6 +243,7 @@ async fn endpoints_are_reached_over_tls_and_must_be_who_they_say() {
     let (endpoint, strict) = (tls_endpoint(&cert, None).await, tls_endpoint(&cert, Some(&client)).await);
     let tls = |hostname: &str, ca: &Arc<CertificatePlan>, with: Option<&Arc<CertificatePlan>>, insecure: bool| {
         let upstream_tls = UpstreamTls {
+            http_only: false,
             hostname: hostname.into(),
             ca_pem: Some(ca.chain_pem.clone()),
             client: with.cloned(),

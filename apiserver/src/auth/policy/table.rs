@@ -462,8 +462,10 @@ pub(super) const CLUSTER_ROLES: &[Role] = &[
     ),
 ];
 
-/// Roles in `kube-system`: leader election.
+/// Roles in `kube-system`: leader election, and the view of platform components.
 pub(super) const ROLES: &[Role] = &[
+    // Ours: components keep EndpointSlices that say where they are and since when.
+    role("system:scaleup-component", &[on(&["get list create update patch"], DISCOVERY, &["endpointslices"])]),
     role(
         "extension-apiserver-authentication-reader",
         &[named(READ, CORE, &["configmaps"], &["extension-apiserver-authentication"])],
@@ -501,6 +503,10 @@ pub(super) const CLUSTER_BINDINGS: &[(&str, Subjects)] = &[
 /// Bindings in `kube-system`.
 pub(super) const BINDINGS: &[(&str, Subjects)] = &[
     ("extension-apiserver-authentication-reader", &[("User", CONTROLLER_MANAGER), ("User", "system:kube-scheduler")]),
+    (
+        "system:scaleup-component",
+        &[("User", CONTROLLER_MANAGER), ("User", "system:kube-scheduler"), ("User", "system:kube-proxy")],
+    ),
     ("system::leader-locking-kube-controller-manager", &[("User", CONTROLLER_MANAGER)]),
     ("system::leader-locking-kube-scheduler", &[("User", "system:kube-scheduler")]),
 ];
