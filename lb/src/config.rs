@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::observe::ObserveConfig;
+
 /// Everything the role needs to know before it starts.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -33,6 +35,8 @@ pub struct Config {
     pub enable_dns: bool,
     /// Limits and timeouts of the proxy.
     pub proxy: ProxyConfig,
+    /// Access log, tracing and metrics by image.
+    pub observe: ObserveConfig,
 }
 
 impl Config {
@@ -53,6 +57,7 @@ impl Config {
             enable_nftables: true,
             enable_dns: true,
             proxy: ProxyConfig::default(),
+            observe: ObserveConfig::default(),
         }
     }
 

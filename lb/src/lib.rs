@@ -11,6 +11,7 @@
 //! the last one while the API is away. [`Lb::publish`] takes a snapshot made by hand, so the data path also runs
 //! without Kubernetes.
 
+mod access;
 mod backend;
 mod balance;
 mod config;
@@ -18,12 +19,14 @@ mod dns;
 mod hub;
 mod listeners;
 mod metrics;
+mod observe;
 pub mod policy;
 mod proxy;
 mod route;
 pub mod serviceproxy;
 pub mod snapshot;
 mod stats;
+mod trace;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,9 +42,11 @@ use hub::Hub;
 use listeners::Report;
 use listeners::manager::Manager;
 use proxy::Proxy;
+use observe::Observers;
+pub use observe::{AccessTarget, ObserveConfig};
 pub use proxy::StartError;
 use snapshot::{Compiler, PlanConfig, ServiceKey, Snapshot};
-pub use stats::{PodTotals, ServiceTotals};
+pub use stats::{Durations, ListenerTotals, PodTotals, RequestTotals, ServiceTotals};
 
 /// The role failed.
 #[derive(Debug, thiserror::Error)]
@@ -59,14 +64,16 @@ pub enum Error {
 pub struct Lb {
     config: Arc<Config>,
     hub: Arc<Hub>,
+    observers: Arc<Observers>,
     reports: Arc<watch::Sender<Report>>,
 }
 
 /// Assembles the role and registers its metrics.
 pub fn build(config: Config, metrics_registry: &mut Registry) -> Lb {
     let hub = Arc::new(Hub::new(config.thread_count()));
-    metrics::register(metrics_registry, hub.clone());
-    Lb { config: Arc::new(config), hub, reports: Arc::new(watch::channel(Report::default()).0) }
+    let observers = Arc::new(Observers::new(&config.observe));
+    metrics::register(metrics_registry, hub.clone(), observers.clone());
+    Lb { config: Arc::new(config), hub, observers, reports: Arc::new(watch::channel(Report::default()).0) }
 }
 
 impl Lb {
@@ -133,9 +140,16 @@ impl Lb {
         let (config, hub) = (&self.config, &self.hub);
         let mut parts = JoinSet::new();
         if config.enable_proxy {
-            let proxy = Proxy::start(config.thread_count(), &config.proxy).map_err(Error::Start)?;
+            let proxy = Proxy::start(config.thread_count(), &config.proxy, &self.observers).map_err(Error::Start)?;
             let manager = Manager::new(hub.clone(), proxy, config.bind_address, self.reports.clone());
-            parts.spawn(manager.run(shutdown.clone(), config.proxy.drain_timeout));
+            // What draining connections still log and trace is delivered, too.
+            let drained = CancellationToken::new();
+            self.observers.start(&mut parts, &drained);
+            let (shutdown, grace) = (shutdown.clone(), config.proxy.drain_timeout);
+            parts.spawn(async move {
+                manager.run(shutdown, grace).await;
+                drained.cancel();
+            });
         }
         if config.enable_nftables {
             let (config, hub, shutdown) = (config.clone(), hub.clone(), shutdown.clone());

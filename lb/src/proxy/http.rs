@@ -30,6 +30,7 @@ use super::response::Answer;
 use super::site::{SiteCell, SiteMode};
 use super::tunnel;
 use super::worker::{Active, Worker};
+use crate::access::{Flags, Wire, WrittenHead};
 use crate::backend::{Backend, EndpointState, Tried};
 use crate::balance::{Choice, Outcome};
 use crate::route::Rule;
@@ -37,6 +38,8 @@ use crate::stats::add;
 
 /// Attempts per request, stale pooled connections included.
 const MAX_ATTEMPTS: u32 = 8;
+/// How requests come here.
+const WIRE: Wire = Wire { protocol: "HTTP/1.1", tls: None };
 /// How long, and for how many bytes, a client may go on sending after we refused what it sends: closing at once would
 /// reset the connection and take our answer with it.
 const LINGER_TIME: Duration = Duration::from_secs(1);
@@ -169,9 +172,16 @@ impl Conn<'_> {
                     self.input.consume(request.length);
                     self.serve_request(request, &record).await
                 }
-                Parsed::Refused(reject) => self.refuse(*reject, &record).await,
+                Parsed::Refused(reject) => {
+                    // What is there is an earlier request's.
+                    self.head.clear();
+                    self.refuse(*reject, &record).await
+                }
                 Parsed::Http2 | Parsed::Partial => After::Drop,
             };
+            if record.wants_description() {
+                record.describe(&WrittenHead::parse(&self.head, self.peer), WIRE);
+            }
             let now = record.finish();
             match after {
                 After::Next => deadline.set(Some(now + timeout)),
@@ -226,12 +236,14 @@ impl Conn<'_> {
 
     /// Answers a request that is not forwarded, and closes the connection: what follows it cannot be trusted.
     async fn refuse(&mut self, reject: Reject, record: &Record) -> After {
+        record.flag(Flags::BAD_REQUEST);
         let text = format!("{}: {}\n", reject.status.as_u16(), reject.reason);
         self.answer(reject.status, &text, None, true, record).await
     }
 
     async fn fail(&mut self, failure: Failure, request: &Request, record: &Record) -> After {
         let (status, text) = failure.status_and_text();
+        record.flag(failure.flags());
         let service = &record.backend.service;
         let text = format!("{}: service {service} {text}\n", status.as_u16());
         // A body that nobody takes would be read as the next request.
@@ -291,6 +303,7 @@ impl Conn<'_> {
                 }
             }
             record.sent_to(endpoint);
+            record.propagate(&mut self.head, self.peer);
             let broke = match self.exchange(request, upstream, record).await {
                 Ok(after) => return after,
                 Err(broke) => broke,
@@ -373,8 +386,9 @@ impl Conn<'_> {
         }
         match Upstream::connect(endpoint, self.worker.config.connect_timeout).await {
             Ok(upstream) => {
-                endpoint.report(&backend.policy, Outcome::Connected(now.elapsed()), self.worker.index);
-                add(&stats.upstream_opened, 1);
+                let took = now.elapsed();
+                endpoint.report(&backend.policy, Outcome::Connected(took), self.worker.index);
+                stats.connected(took);
                 Ok((upstream, false))
             }
             Err(error) => {
@@ -421,6 +435,15 @@ enum Failure {
 }
 
 impl Failure {
+    /// As the access log tells it.
+    fn flags(self) -> Flags {
+        match self {
+            Self::NoEndpoints => Flags::NO_ENDPOINT,
+            Self::ConnectTimeout | Self::ResponseTimeout => Flags::UPSTREAM_FAILED.with(Flags::TIMEOUT),
+            Self::Unreachable | Self::Broken | Self::Malformed => Flags::UPSTREAM_FAILED,
+        }
+    }
+
     fn status_and_text(self) -> (StatusCode, &'static str) {
         match self {
             Self::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, "has no ready endpoints"),

@@ -72,8 +72,9 @@ async fn connect(worker: &Worker, backend: &Backend, peer: SocketAddr) -> Option
         let started = Instant::now();
         match pool::connect(endpoint.addr, worker.config.connect_timeout).await {
             Ok(stream) => {
-                endpoint.report(&backend.policy, Outcome::Connected(started.elapsed()), worker.index);
-                add(&shard.upstream_opened, 1);
+                let took = started.elapsed();
+                endpoint.report(&backend.policy, Outcome::Connected(took), worker.index);
+                shard.connected(took);
                 return Some((endpoint.clone(), stream));
             }
             Err(error) => {

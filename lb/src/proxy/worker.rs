@@ -19,7 +19,8 @@ use super::site::{SiteCell, SiteMode};
 use super::{http, tcp};
 use crate::config::ProxyConfig;
 use crate::listeners::bind::BACKLOG;
-use crate::stats::{ServiceStats, add, sub};
+use crate::observe::Observers;
+use crate::stats::{ListenerStats, ServiceStats, Spoken, add, sub};
 
 /// Pause after a failed accept (usually: out of file descriptors).
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -43,6 +44,7 @@ pub(crate) struct Worker {
     /// Index of the thread, and of its shard in all counters.
     pub index: usize,
     pub config: Arc<ProxyConfig>,
+    pub observers: Arc<Observers>,
     pub pool: RefCell<Pool>,
     pub stock: Stock,
     connections: Cell<usize>,
@@ -60,6 +62,7 @@ struct Listener {
 pub(crate) fn run(
     index: usize,
     config: Arc<ProxyConfig>,
+    observers: Arc<Observers>,
     commands: mpsc::Receiver<Command>,
     ready: &std::sync::mpsc::Sender<std::io::Result<()>>,
 ) {
@@ -77,6 +80,7 @@ pub(crate) fn run(
     let worker = Rc::new(Worker {
         index,
         config,
+        observers,
         pool,
         stock: Stock::default(),
         connections: Cell::new(0),
@@ -173,19 +177,51 @@ async fn accept_loop(worker: &Rc<Worker>, socket: &TcpListener, site: &Arc<SiteC
 
 fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, site: &Arc<SiteCell>, drain: &Rc<Drain>) {
     if worker.connections.get() >= worker.config.max_connections_per_thread {
+        site.load().stats.shard(worker.index).refused();
         return;
     }
     let guard = ConnectionGuard::new(worker.clone());
     let (worker, site, drain) = (worker.clone(), site.clone(), drain.clone());
     tokio::task::spawn_local(async move {
         let now = site.load_full();
+        let counted = Accepted::new(now.stats.clone(), worker.index);
         match &now.mode {
-            SiteMode::Http(_) => http::serve(worker, stream, peer, site, drain).await,
-            SiteMode::Tcp(l4) => tcp::serve(&worker, stream, peer, l4, &drain).await,
+            SiteMode::Http(_) => {
+                counted.speaks(Spoken::Http1);
+                http::serve(worker, stream, peer, site, drain).await;
+            }
+            SiteMode::Tcp(l4) => {
+                counted.speaks(Spoken::Raw);
+                tcp::serve(&worker, stream, peer, l4, &drain).await;
+            }
             SiteMode::Gone | SiteMode::Tls(_) | SiteMode::Udp(_) => {}
         }
-        drop(guard);
+        drop((guard, counted));
     });
+}
+
+/// Counts a client's connection for its listener while it lives.
+pub(crate) struct Accepted {
+    stats: Arc<ListenerStats>,
+    thread: usize,
+}
+
+impl Accepted {
+    pub fn new(stats: Arc<ListenerStats>, thread: usize) -> Self {
+        stats.shard(thread).accepted();
+        Self { stats, thread }
+    }
+
+    /// It is known what it speaks.
+    pub fn speaks(&self, protocol: Spoken) {
+        self.stats.shard(self.thread).speaks(protocol);
+    }
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        self.stats.shard(self.thread).closed();
+    }
 }
 
 /// Counts a client's connection for its Service while it lives.

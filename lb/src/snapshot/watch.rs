@@ -83,13 +83,14 @@ pub(crate) async fn run(
             () = shutdown.cancelled() => return,
         };
         let Some(first) = first else { return };
+        let since = std::time::Instant::now();
         let mut publish = apply(&mut compiler, &mut progress, first);
         for _ in 1..MAX_BATCH {
             let Some(Some(change)) = changes.next().now_or_never() else { break };
             publish |= apply(&mut compiler, &mut progress, change);
         }
         if publish && progress.services_listed && progress.slices_listed {
-            hub.publish(compiler.snapshot());
+            hub.publish_since(compiler.snapshot(), Some(since));
         }
     }
 }
