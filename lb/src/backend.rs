@@ -92,7 +92,8 @@ impl EndpointState {
         }
     }
 
-    fn is_suspect(&self) -> bool {
+    /// A connection failed a moment ago; it is used only when all others failed, too.
+    pub fn is_suspect(&self) -> bool {
         let until = self.suspect_until_ms.load(Relaxed);
         until != 0 && clock_ms() < until
     }

@@ -20,8 +20,8 @@ use crate::route::{HttpTable, Resolve, Rule, Weighted};
 use crate::snapshot::routes::{BackendRef, HostPort, RuleId};
 use crate::snapshot::{AppProtocol, EndpointPlan, PortPlan, Protocol, ServiceKey, ServicePlan, Snapshot};
 use crate::stats::{
-    ConfigStats, ListenerStats, ListenerTotals, PodTotals, PodUsage, RequestStats, RequestTotals, RouteStats, ServiceStats,
-    ServiceTotals,
+    ConfigStats, ListenerStats, ListenerTotals, PodTotals, PodUsage, RequestStats, RequestTotals, RouteStats,
+    ServiceStats, ServiceTotals,
 };
 
 /// A Pod's usage is kept this long after its last endpoint went, so that a billing reader does not miss its end.
@@ -203,6 +203,17 @@ impl Hub {
         self.state.lock().pod_images.retain(|pod, _| keep(pod));
     }
 
+    /// Forgets the image of a Pod that is gone.
+    pub fn forget_image(&self, pod: &str) {
+        self.state.lock().pod_images.remove(pod);
+    }
+
+    /// Pods whose image is known.
+    #[cfg(test)]
+    pub fn pods_with_images(&self) -> usize {
+        self.state.lock().pod_images.len()
+    }
+
     /// Requests by image.
     pub fn images(&self) -> Vec<(Arc<str>, RequestTotals)> {
         self.state.lock().images.iter().map(|(image, stats)| (image.clone(), stats.totals())).collect()
@@ -222,7 +233,19 @@ impl Hub {
         self.state.lock().listeners.iter().map(|(key, stats)| (key.clone(), stats.totals())).collect()
     }
 
+    /// The backends in force, in the order of their keys.
+    pub fn backends(&self) -> Vec<(PortKey, Arc<Backend>)> {
+        self.state.lock().ports.iter().map(|(key, port)| (key.clone(), port.cell.load_full())).collect()
+    }
+
+    /// The key of a Service's own TCP port.
+    #[cfg(test)]
+    pub fn services_site(&self, namespace: &str, name: &str, port: u16) -> PortKey {
+        PortKey { service: ServiceKey::new(namespace, name), port, protocol: Protocol::Tcp, view: View::Outside }
+    }
+
     /// The endpoints in force of a Service port.
+    #[cfg(test)]
     pub fn backend_of(&self, key: &PortKey) -> Option<Arc<Backend>> {
         self.state.lock().ports.get(key).map(|port| port.cell.load_full())
     }
@@ -417,8 +440,7 @@ impl State {
     }
 
     fn set_site(&mut self, key: SiteKey, mut site: Site, threads: usize) {
-        site.stats =
-            self.listeners.entry(key.clone()).or_insert_with(|| Arc::new(ListenerStats::new(threads))).clone();
+        site.stats = self.listeners.entry(key.clone()).or_insert_with(|| Arc::new(ListenerStats::new(threads))).clone();
         match self.sites.get(&key) {
             Some(cell) => cell.store(Arc::new(site)),
             None => drop(self.sites.insert(key, Arc::new(ArcSwap::from_pointee(site)))),

@@ -16,7 +16,9 @@ mod backend;
 mod balance;
 mod config;
 mod dns;
+pub mod explain;
 mod hub;
+mod images;
 mod listeners;
 mod metrics;
 mod observe;
@@ -27,6 +29,7 @@ pub mod serviceproxy;
 pub mod snapshot;
 mod stats;
 mod trace;
+mod view;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,12 +44,13 @@ pub use config::{Config, ProxyConfig};
 use hub::Hub;
 use listeners::Report;
 use listeners::manager::Manager;
-use proxy::Proxy;
 use observe::Observers;
 pub use observe::{AccessTarget, ObserveConfig};
+use proxy::Proxy;
 pub use proxy::StartError;
 use snapshot::{Compiler, PlanConfig, ServiceKey, Snapshot};
 pub use stats::{Durations, ListenerTotals, PodTotals, RequestTotals, ServiceTotals};
+pub use view::ViewError;
 
 /// The role failed.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +69,8 @@ pub struct Lb {
     config: Arc<Config>,
     hub: Arc<Hub>,
     observers: Arc<Observers>,
+    /// Unix milliseconds when counting began.
+    since_ms: i64,
     reports: Arc<watch::Sender<Report>>,
 }
 
@@ -73,7 +79,8 @@ pub fn build(config: Config, metrics_registry: &mut Registry) -> Lb {
     let hub = Arc::new(Hub::new(config.thread_count()));
     let observers = Arc::new(Observers::new(&config.observe));
     metrics::register(metrics_registry, hub.clone(), observers.clone());
-    Lb { config: Arc::new(config), hub, observers, reports: Arc::new(watch::channel(Report::default()).0) }
+    let since_ms = k8s_openapi::jiff::Timestamp::now().as_millisecond();
+    Lb { config: Arc::new(config), hub, observers, since_ms, reports: Arc::new(watch::channel(Report::default()).0) }
 }
 
 impl Lb {
@@ -91,6 +98,9 @@ impl Lb {
                 ip,
                 shutdown.clone(),
             ));
+        }
+        if config.observe.image_metrics {
+            parts.spawn(images::run(client.clone(), hub.clone(), shutdown.clone()));
         }
         parts.spawn(async move {
             snapshot::watch::run(client, &config.node_name, compiler, &hub, token).await;

@@ -16,7 +16,9 @@ use prometheus_client::registry::Registry;
 use crate::hub::{Hub, SiteKey};
 use crate::observe::{ObserverTotals, Observers};
 use crate::snapshot::Protocol;
-use crate::stats::{CODE_CLASSES, DURATION_BUCKETS, Durations, ListenerTotals, PROTOCOLS, RequestTotals, ServiceTotals};
+use crate::stats::{
+    CODE_CLASSES, DURATION_BUCKETS, Durations, ListenerTotals, PROTOCOLS, RequestTotals, ServiceTotals,
+};
 
 /// Services that get label sets of their own; the ones after them (by name) are not exposed.
 const MAX_SERVICES: usize = 10_000;
@@ -114,7 +116,8 @@ impl Collector for LbCollector {
         counters(encoder, &ROUTE_COUNTERS, &routes)?;
 
         let images = self.hub.images().into_iter();
-        let images: Vec<Row<RequestTotals>> = images.map(|(image, t)| (vec![("image", image.to_string())], t)).collect();
+        let images: Vec<Row<RequestTotals>> =
+            images.map(|(image, t)| (vec![("image", image.to_string())], t)).collect();
         let help = "Finished requests of pods of an image by class of their status code.";
         requests(encoder, "lb_image_requests", help, &images, |t| &t.codes)?;
         let help = "Seconds from the request head to the end of the response, by image.";
@@ -198,9 +201,21 @@ fn borrowed<'a>(labels: &'a [(&'static str, String)]) -> Labels<'a> {
     labels.iter().map(|(name, value)| (*name, value.as_str())).collect()
 }
 
+/// The only row, if it has no labels.
+fn unlabelled<T>(rows: &[Row<T>]) -> Option<&T> {
+    match rows {
+        [(labels, totals)] if labels.is_empty() => Some(totals),
+        _ => None,
+    }
+}
+
 fn counters<T>(encoder: &mut DescriptorEncoder<'_>, families: &[Family<T>], rows: &[Row<T>]) -> fmt::Result {
     for (name, help, value) in families {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        if let Some(totals) = unlabelled(rows) {
+            ConstCounter::new(value(totals)).encode(family)?;
+            continue;
+        }
         for (labels, totals) in rows {
             ConstCounter::new(value(totals)).encode(family.encode_family(&borrowed(labels).as_slice())?)?;
         }
@@ -211,6 +226,10 @@ fn counters<T>(encoder: &mut DescriptorEncoder<'_>, families: &[Family<T>], rows
 fn gauges<T>(encoder: &mut DescriptorEncoder<'_>, families: &[Family<T>], rows: &[Row<T>]) -> fmt::Result {
     for (name, help, value) in families {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        if let Some(totals) = unlabelled(rows) {
+            ConstGauge::new(i64::try_from(value(totals)).unwrap_or(0)).encode(family)?;
+            continue;
+        }
         for (labels, totals) in rows {
             let value = i64::try_from(value(totals)).unwrap_or(0);
             ConstGauge::new(value).encode(family.encode_family(&borrowed(labels).as_slice())?)?;
@@ -265,6 +284,10 @@ fn histograms<T>(encoder: &mut DescriptorEncoder<'_>, families: &[Histogram<T>],
             let bounds = DURATION_BUCKETS.iter().copied().chain([f64::INFINITY]);
             let buckets: Vec<(f64, u64)> = bounds.zip(durations.buckets).collect();
             let sum = durations.sum_ns as f64 / 1e9;
+            if labels.is_empty() {
+                family.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+                continue;
+            }
             let labels = borrowed(labels);
             family.encode_family(&labels.as_slice())?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         }
@@ -276,8 +299,8 @@ fn histograms<T>(encoder: &mut DescriptorEncoder<'_>, families: &[Histogram<T>],
 mod tests {
     use super::*;
     use crate::snapshot::{PlanConfig, ServiceKey, plan};
-    use std::collections::BTreeMap;
     use serde_json::json;
+    use std::collections::BTreeMap;
 
     #[test]
     fn families_are_exposed_with_their_names() {
@@ -343,7 +366,11 @@ mod tests {
         }
         for (name, (kind, help)) in &registered {
             let row = format!("| `{name}` | {kind} | {help} |");
-            assert_eq!(documented.get(name), Some(&(kind.clone(), help.clone())), "docs/metrics.md needs the row\n{row}");
+            assert_eq!(
+                documented.get(name),
+                Some(&(kind.clone(), help.clone())),
+                "docs/metrics.md needs the row\n{row}"
+            );
         }
         let gone: Vec<&String> = documented.keys().filter(|name| !registered.contains_key(*name)).collect();
         assert!(gone.is_empty(), "docs/metrics.md lists what is not registered: {gone:?}");

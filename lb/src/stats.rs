@@ -2,15 +2,14 @@
 //!
 //! A shard has one writer, so counting is a plain load and store; a reader may see a value a moment old, never a torn one.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Upper bounds of the request duration histogram in seconds; an unbounded bucket follows. At most a factor of 2.5 apart from
 /// 100 µs to 60 s, so that p50, p90 and p99 can be read off for fast and slow Services alike.
-pub(crate) const DURATION_BUCKETS: [f64; BUCKETS - 1] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-];
+pub(crate) const DURATION_BUCKETS: [f64; BUCKETS - 1] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 /// Buckets of a histogram, the unbounded one included.
 pub(crate) const BUCKETS: usize = 19;
 const DURATION_BUCKETS_NS: [u64; BUCKETS - 1] = [
@@ -89,7 +88,7 @@ impl Histogram {
 }
 
 /// Sums of a histogram at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Durations {
     /// How many fell into each bucket, not cumulative; the last one is unbounded.
     pub buckets: [u64; BUCKETS],
@@ -152,7 +151,7 @@ pub(crate) struct RequestStats {
 pub(crate) type RouteStats = RequestStats;
 
 /// Sums of requests at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct RequestTotals {
     /// Finished requests by code class (1xx … 5xx, client gone).
     pub codes: [u64; 6],
@@ -257,7 +256,7 @@ pub(crate) struct ServiceStats {
 }
 
 /// Sums of a [`ServiceStats`] at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ServiceTotals {
     /// Finished requests by code class (1xx … 5xx, client gone).
     pub codes: [u64; 6],
@@ -573,7 +572,8 @@ mod tests {
         }
         listener.shard(1).closed();
         listener.shard(1).refused();
-        let expected = ListenerTotals { accepted: 2, active: 1, refused: 1, tls_ok: 1, tls_failed: 1, spoken: [0, 2, 0] };
+        let expected =
+            ListenerTotals { accepted: 2, active: 1, refused: 1, tls_ok: 1, tls_failed: 1, spoken: [0, 2, 0] };
         assert_eq!(listener.totals(), expected);
     }
 

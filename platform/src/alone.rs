@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::{AgentArgs, ApiserverArgs, ClientArgs, ControllersRoleArgs, LbRoleArgs, SchedulerArgs};
 use crate::issue::serving;
 use crate::opened::Opened;
-use crate::{preflight, process, roles};
+use crate::{lbtool, preflight, process, roles, views};
 
 /// A client from a role's kubeconfig, and the CA in it.
 async fn client(args: &ClientArgs) -> Result<(kube::Client, String)> {
@@ -74,13 +74,14 @@ pub async fn drain(tasks: &mut JoinSet<(&'static str, Result<()>)>) -> Result<()
 async fn with_metrics(
     listen: Option<SocketAddr>,
     registry: Registry,
+    more: axum::Router,
     shutdown: CancellationToken,
     role: impl Future<Output = Result<()>>,
 ) -> Result<()> {
     match listen {
         None => role.await,
         Some(listen) => {
-            let metrics = process::serve_metrics(listen, Arc::new(registry), shutdown);
+            let metrics = process::serve_metrics(listen, Arc::new(registry), more, shutdown);
             tokio::try_join!(role, metrics).map(|_| ())
         }
     }
@@ -90,6 +91,10 @@ async fn with_metrics(
 pub async fn apiserver(args: ApiserverArgs, shutdown: CancellationToken) -> Result<()> {
     let (api, listener) = Opened::open(&args.api, &args.data.data_dir).await?;
     api.server.metrics.with_registry(process::register);
+    if let Some(address) = args.lb_views {
+        // Nobody else sets it.
+        let _ = api.server.lb_views.set(views::router(views::Source::At(address)));
+    }
     println!("The API listens at {}; the admin's kubeconfig is {}", api.url, api.kubeconfig.display());
     let outcome = api.server.serve(listener, shutdown).await;
     api.close().await;
@@ -105,7 +110,8 @@ pub async fn controllers(args: ControllersRoleArgs, shutdown: CancellationToken)
     config.leader_elect = true;
     config.identity = format!("{}_{}", preflight::host_name(), std::process::id());
     let role = scaleup_controllers::run(client, config, metrics, shutdown.clone());
-    with_metrics(args.metrics_listen, registry, shutdown, async { role.await.map_err(Into::into) }).await
+    with_metrics(args.metrics_listen, registry, axum::Router::new(), shutdown, async { role.await.map_err(Into::into) })
+        .await
 }
 
 /// `scaleup scheduler`
@@ -114,7 +120,8 @@ pub async fn scheduler(args: SchedulerArgs, shutdown: CancellationToken) -> Resu
     let mut registry = process::registry();
     let metrics = scaleup_scheduler::build(&mut registry);
     let role = scaleup_scheduler::run(client, scaleup_scheduler::Config::default(), metrics, shutdown.clone());
-    with_metrics(args.metrics_listen, registry, shutdown, async { role.await.map_err(Into::into) }).await
+    with_metrics(args.metrics_listen, registry, axum::Router::new(), shutdown, async { role.await.map_err(Into::into) })
+        .await
 }
 
 /// `scaleup agent`
@@ -133,11 +140,16 @@ pub async fn agent(args: AgentArgs, shutdown: CancellationToken) -> Result<()> {
 
 /// `scaleup lb`
 pub async fn lb(args: LbRoleArgs, shutdown: CancellationToken) -> Result<()> {
-    let (client, _) = client(&args.client).await?;
+    if let Some(tool) = args.tool {
+        return lbtool::run(tool, shutdown).await;
+    }
+    let kubeconfig = args.kubeconfig.context("--kubeconfig is missing; make one with: scaleup kubeconfig")?;
+    let (client, _) = client(&ClientArgs { kubeconfig }).await?;
     let node = roles::node_name(args.node_name.as_ref());
     let mut registry = process::registry();
     let config = roles::lb(&args.lb, &node, preflight::primary_address(), &args.service_cidr);
     let lb = scaleup_lb::build(config, &mut registry);
     let role = lb.run(client, shutdown.clone());
-    with_metrics(args.metrics_listen, registry, shutdown, async { role.await.map_err(Into::into) }).await
+    let views = views::router(views::Source::Here(lb.clone()));
+    with_metrics(args.metrics_listen, registry, views, shutdown, async { role.await.map_err(Into::into) }).await
 }

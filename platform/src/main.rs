@@ -5,11 +5,13 @@
 mod alone;
 mod cli;
 mod issue;
+mod lbtool;
 mod opened;
 mod preflight;
 mod process;
 mod roles;
 mod up;
+mod views;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -59,7 +59,8 @@ impl Head for WrittenHead<'_> {
         self.query
     }
     fn header(&self, name: &str) -> Option<Cow<'_, str>> {
-        let mut values = self.fields.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| *value);
+        let mut values =
+            self.fields.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| *value);
         let first = String::from_utf8_lossy(values.next()?);
         Some(values.fold(first, |all, value| format!("{all},{}", String::from_utf8_lossy(value)).into()))
     }

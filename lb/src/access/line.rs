@@ -151,7 +151,12 @@ pub(crate) fn rule_name(id: &RuleId) -> String {
 }
 
 /// The line, line feed included.
-pub(crate) fn line(time: k8s_openapi::jiff::Timestamp, request: &Description, query: bool, ending: &Ending<'_>) -> Vec<u8> {
+pub(crate) fn line(
+    time: k8s_openapi::jiff::Timestamp,
+    request: &Description,
+    query: bool,
+    ending: &Ending<'_>,
+) -> Vec<u8> {
     let line = Line {
         time: format!("{time:.3}"),
         client: request.client,

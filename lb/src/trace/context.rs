@@ -169,14 +169,10 @@ mod tests {
 
     #[test]
     fn heads_get_our_fields_instead_of_the_clients() {
-        let context = Context {
-            trace_id: [0xab; 16],
-            parent: None,
-            span_id: [1; 8],
-            sampled: false,
-            state: Some("a=1".into()),
-        };
-        let mut head = b"GET / HTTP/1.1\r\nhost: a\r\nTraceParent: x\r\nTRACESTATE: y\r\nx: traceparent: z\r\n\r\n".to_vec();
+        let context =
+            Context { trace_id: [0xab; 16], parent: None, span_id: [1; 8], sampled: false, state: Some("a=1".into()) };
+        let mut head =
+            b"GET / HTTP/1.1\r\nhost: a\r\nTraceParent: x\r\nTRACESTATE: y\r\nx: traceparent: z\r\n\r\n".to_vec();
         let with = |span: &str| {
             format!(
                 "GET / HTTP/1.1\r\nhost: a\r\nx: traceparent: z\r\ntraceparent: 00-{}-{span}-00\r\ntracestate: a=1\r\n\r\n",

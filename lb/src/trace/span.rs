@@ -175,7 +175,10 @@ mod tests {
         assert_eq!((spans.len() as u64, trace.len()), (3, 3));
         assert_eq!(spans[0]["name"], "GET /");
         assert_eq!(spans[0]["parentSpanId"], "0202020202020202");
-        assert_eq!((&spans[0]["startTimeUnixNano"], &spans[0]["endTimeUnixNano"]), (&json!("1000000"), &json!("9000000")));
+        assert_eq!(
+            (&spans[0]["startTimeUnixNano"], &spans[0]["endTimeUnixNano"]),
+            (&json!("1000000"), &json!("9000000"))
+        );
         assert_eq!(spans[0]["status"]["code"], UNSET);
         let has = |span: &Value, attribute: Value| {
             assert!(span["attributes"].as_array().expect("a list").contains(&attribute), "{attribute} in {span:#}");

@@ -7,6 +7,7 @@ mod api;
 mod dns;
 mod http;
 mod nft;
+mod seen;
 mod smuggling;
 mod support;
 mod tcp;
