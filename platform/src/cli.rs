@@ -619,7 +619,7 @@ mod tests {
 
     #[test]
     fn tools_need_nothing_of_the_role() {
-        let parse = |args: &[&str]| Cli::try_parse_from([&["scaleup", "lb"], args].concat());
+        let parse = |args: &[&str]| Cli::try_parse_from([&["scaleup", "lb"][..], args].concat());
         let role = parse(&["--kubeconfig", "/k"]).unwrap();
         assert!(matches!(role.command, Command::Lb(lb) if lb.tool.is_none() && lb.kubeconfig.is_some()));
         assert!(parse(&[]).unwrap_err().to_string().contains("--kubeconfig"));

@@ -72,8 +72,12 @@ async fn top(args: TopArgs, shutdown: CancellationToken) -> Result<()> {
 async fn explain(args: ExplainArgs) -> Result<()> {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.append_pair("method", &args.method).append_pair("url", &args.url);
-    args.header.iter().for_each(|header| drop(query.append_pair("header", header)));
-    args.client.iter().for_each(|client| drop(query.append_pair("client", &client.to_string())));
+    for header in &args.header {
+        query.append_pair("header", header);
+    }
+    if let Some(client) = args.client {
+        query.append_pair("client", &client.to_string());
+    }
     let said = ask(&client(&args.user).await?, &format!("/lb/explain?{}", query.finish())).await?;
     match args.output {
         OutputFormat::Json => print(&serde_json::to_string_pretty(&said)?),

@@ -165,7 +165,9 @@ async fn metrics(State(server): State<Arc<Server>>) -> Response<Body> {
 }
 
 /// The load balancer's, which knows nothing of users: the pipeline has authorised this one for the path.
-async fn lb_views(State(server): State<Arc<Server>>, request: Request) -> Response<Body> {
+async fn lb_views(State(server): State<Arc<Server>>, mut request: Request) -> Response<Body> {
+    // Among them this router's own path parameters, which would count as the other one's.
+    request.extensions_mut().clear();
     match server.lb_views.get() {
         // A router cannot fail.
         Some(router) => router.clone().oneshot(request).await.unwrap_or_default(),

@@ -25,8 +25,10 @@ fn list(value: &Value) -> String {
 /// The explanation, a line per fact.
 pub fn render(said: &Value) -> String {
     let mut out = String::new();
-    // Writing into a String cannot fail.
-    let mut line = |name: &str, value: String| drop(writeln!(out, "{name:<10} {value}"));
+    let mut line = |name: &str, value: String| {
+        // Writing into a String cannot fail.
+        let _ = writeln!(out, "{name:<10} {value}");
+    };
     let mut facts = |name: &str, value: &Value| {
         if items(value).next().is_some() {
             line(name, list(value));

@@ -27,7 +27,9 @@ pub fn rows(before: &Value, after: &Value) -> Vec<Row> {
     let seconds = (number(&after["time_ms"]) as f64 - number(&before["time_ms"]) as f64).max(1.0) / 1e3;
     let bounds: Vec<f64> = after["bucket_bounds"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
     let mut rows = Vec::new();
-    for (list, name) in [("services", service_name as fn(&Value) -> String), ("routes", route_name)] {
+    for (list, name) in
+        [("services", service_name as fn(&Value) -> String), ("routes", route_name as fn(&Value) -> String)]
+    {
         let old: std::collections::HashMap<String, &Value> =
             before[list].as_array().into_iter().flatten().map(|item| (name(item), item)).collect();
         for item in after[list].as_array().into_iter().flatten() {
