@@ -13,8 +13,8 @@ mod tests;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -152,6 +152,8 @@ pub struct Server {
     pub first_service_ip: IpAddr,
     /// Whether [`bootstrap`] is done.
     pub bootstrapped: AtomicBool,
+    /// Answers `GET /lb/…`, once authorised: the load balancer's views. Set before serving, if at all.
+    pub lb_views: OnceLock<axum::Router>,
     audit: Option<Audit>,
     in_flight: Semaphore,
 }
@@ -201,6 +203,7 @@ impl ApiServer {
             ca,
             config,
             metrics,
+            lb_views: OnceLock::new(),
             audit,
         });
         server.start();

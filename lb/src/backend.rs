@@ -180,7 +180,6 @@ impl EndpointState {
     }
 
     /// Health now. A backend's policy may still use an ejected endpoint: see [`Backend::health`].
-    #[cfg_attr(not(test), expect(dead_code, reason = "for metrics and explanations"))]
     pub fn health(&self) -> Health {
         self.health_at(clock::ms(Instant::now())).0
     }

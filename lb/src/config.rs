@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::observe::ObserveConfig;
+
 /// Everything the role needs to know before it starts.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -38,6 +40,8 @@ pub struct Config {
     pub redis_url: Option<String>,
     /// Limits and timeouts of the proxy.
     pub proxy: ProxyConfig,
+    /// Access log, tracing and metrics by image.
+    pub observe: ObserveConfig,
 }
 
 impl Config {
@@ -60,6 +64,7 @@ impl Config {
             geo_database: None,
             redis_url: None,
             proxy: ProxyConfig::default(),
+            observe: ObserveConfig::default(),
         }
     }
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -26,7 +27,10 @@ use crate::proxy::site::{L4, Site, SiteCell, SiteMode, accept_proxy, compile as 
 use crate::route::{HttpTable, Resolve, Rule, Weighted};
 use crate::snapshot::routes::{BackendRef, HostPort, RuleId};
 use crate::snapshot::{AppProtocol, EndpointPlan, NodePlan, PortPlan, Protocol, ServiceKey, ServicePlan, Snapshot};
-use crate::stats::{PodTotals, PodUsage, RouteStats, ServiceStats, ServiceTotals};
+use crate::stats::{
+    ConfigStats, ListenerStats, ListenerTotals, PodTotals, PodUsage, RequestStats, RequestTotals, RouteStats,
+    ServiceStats, ServiceTotals,
+};
 
 /// A Pod's usage is kept this long after its last endpoint went, so that a billing reader does not miss its end.
 const USAGE_KEPT_SECONDS: i64 = 3_600;
@@ -34,6 +38,13 @@ const USAGE_KEPT_SECONDS: i64 = 3_600;
 const CLEANUP_SECONDS: i64 = 60;
 /// Beyond this many usage entries those of Pods that are gone are dropped at once.
 const MAX_USAGE_ENTRIES: usize = 100_000;
+
+/// Images that are counted on their own; further ones are added up as [`OTHER_IMAGES`].
+const MAX_IMAGES: usize = 500;
+/// Stands for the images beyond.
+const OTHER_IMAGES: &str = "(other)";
+/// [`RuleId::kind`] of a Service's own port.
+const SERVICE_RULE: &str = "Service";
 
 /// A port of a Service as one kind of traffic sees it: the unit that endpoints are chosen from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,12 +97,18 @@ pub(crate) struct Hub {
     pub geo: Arc<Geo>,
     /// Where shared rate limits are counted.
     pub shared: Arc<Shared>,
+    /// How snapshots take effect.
+    pub config_stats: ConfigStats,
 }
 
 #[derive(Debug, Default)]
 struct State {
     ports: BTreeMap<PortKey, Port>,
     sites: BTreeMap<SiteKey, Arc<SiteCell>>,
+    listeners: BTreeMap<SiteKey, Arc<ListenerStats>>,
+    /// Requests by image, and the images of Pods; empty unless image metrics are on.
+    images: BTreeMap<Arc<str>, Arc<RequestStats>>,
+    pod_images: HashMap<Arc<str>, Arc<RequestStats>>,
     routes: BTreeMap<RuleId, Arc<RouteStats>>,
     budgets: BTreeMap<RuleId, Arc<Budget>>,
     /// By [`crate::policy::RateLimit::id`].
@@ -132,6 +149,7 @@ impl Hub {
             geo: state.geo.clone(),
             shared: state.shared.clone(),
             state: Mutex::new(state),
+            config_stats: ConfigStats::default(),
         }
     }
 
@@ -163,6 +181,12 @@ impl Hub {
 
     /// Makes `snapshot` the one in force.
     pub fn publish(&self, snapshot: Snapshot) {
+        self.publish_since(snapshot, None);
+    }
+
+    /// Likewise; what asked for it came at `since`.
+    pub fn publish_since(&self, snapshot: Snapshot, since: Option<Instant>) {
+        let begun = Instant::now();
         let snapshot = Arc::new(snapshot);
         {
             let mut state = self.state.lock();
@@ -188,11 +212,73 @@ impl Hub {
         }
         self.published.store(true, Relaxed);
         self.changed.send_replace(snapshot);
+        let now = Instant::now();
+        self.config_stats.published(now - begun, since.map(|since| now.saturating_duration_since(since)));
     }
 
-    /// The backends in force.
+    /// Says which image a Pod runs.
+    pub fn set_image(&self, pod: &Arc<str>, image: &str) {
+        let mut state = self.state.lock();
+        let threads = self.threads;
+        let full = state.images.len() >= MAX_IMAGES && !state.images.contains_key(image);
+        let image: Arc<str> = if full { OTHER_IMAGES.into() } else { image.into() };
+        let stats = state.images.entry(image).or_insert_with(|| Arc::new(RequestStats::new(threads))).clone();
+        if let Some(usage) = state.usage.get(pod) {
+            usage.set_image(stats.clone());
+        }
+        state.pod_images.insert(pod.clone(), stats);
+    }
+
+    /// Forgets the images of Pods that are gone.
+    pub fn retain_images(&self, keep: impl Fn(&str) -> bool) {
+        self.state.lock().pod_images.retain(|pod, _| keep(pod));
+    }
+
+    /// Forgets the image of a Pod that is gone.
+    pub fn forget_image(&self, pod: &str) {
+        self.state.lock().pod_images.remove(pod);
+    }
+
+    /// Pods whose image is known.
+    #[cfg(test)]
+    pub fn pods_with_images(&self) -> usize {
+        self.state.lock().pod_images.len()
+    }
+
+    /// Requests by image.
+    pub fn images(&self) -> Vec<(Arc<str>, RequestTotals)> {
+        self.state.lock().images.iter().map(|(image, stats)| (image.clone(), stats.totals())).collect()
+    }
+
+    /// Requests by rule; matches of one rule are added up. Services' own ports are not here.
+    pub fn routes(&self) -> Vec<(RuleId, RequestTotals)> {
+        let mut rules: BTreeMap<RuleId, RequestTotals> = BTreeMap::new();
+        for (id, stats) in self.state.lock().routes.iter().filter(|(id, _)| id.kind != SERVICE_RULE) {
+            rules.entry(RuleId { matched: 0, ..id.clone() }).or_default().merge(&stats.totals());
+        }
+        rules.into_iter().collect()
+    }
+
+    /// Connections by listener.
+    pub fn listeners(&self) -> Vec<(SiteKey, ListenerTotals)> {
+        self.state.lock().listeners.iter().map(|(key, stats)| (key.clone(), stats.totals())).collect()
+    }
+
+    /// The backends in force, in the order of their keys.
     pub fn backends(&self) -> Vec<(PortKey, Arc<Backend>)> {
         self.state.lock().ports.iter().map(|(key, port)| (key.clone(), port.cell.load_full())).collect()
+    }
+
+    /// The key of a Service's own TCP port.
+    #[cfg(test)]
+    pub fn services_site(&self, namespace: &str, name: &str, port: u16) -> PortKey {
+        PortKey { service: ServiceKey::new(namespace, name), port, protocol: Protocol::Tcp, view: View::Outside }
+    }
+
+    /// The endpoints in force of a Service port.
+    #[cfg(test)]
+    pub fn backend_of(&self, key: &PortKey) -> Option<Arc<Backend>> {
+        self.state.lock().ports.get(key).map(|port| port.cell.load_full())
     }
 
     /// Usage per Pod UID since the process started.
@@ -253,6 +339,7 @@ impl State {
     }
 
     fn remove_outside(&mut self, key: &PortKey) {
+        self.listeners.remove(&SiteKey::Service(key.clone()));
         if let Some(site) = self.sites.remove(&SiteKey::Service(key.clone())) {
             site.store(Arc::new(Site::gone()));
         }
@@ -382,7 +469,7 @@ impl State {
     fn set_service_site(&mut self, key: &PortKey, port: &PortPlan, threads: usize) {
         let Some(cell) = self.ports.get(key).map(|port| port.cell.clone()) else { return };
         let id = RuleId {
-            kind: "Service",
+            kind: SERVICE_RULE,
             namespace: key.service.namespace.clone(),
             name: key.service.name.clone(),
             ..RuleId::default()
@@ -401,13 +488,12 @@ impl State {
                 if protocol == Protocol::Tcp { SiteMode::Tcp(l4) } else { SiteMode::Udp(l4) }
             }
         };
-        self.set_site(
-            SiteKey::Service(key.clone()),
-            Site { mode, accept_proxy: accept_proxy(port.accept_proxy.as_ref()) },
-        );
+        let accept_proxy = accept_proxy(port.accept_proxy.as_ref());
+        self.set_site(SiteKey::Service(key.clone()), Site { mode, accept_proxy, stats: Arc::default() }, threads);
     }
 
-    fn set_site(&mut self, key: SiteKey, site: Site) {
+    fn set_site(&mut self, key: SiteKey, mut site: Site, threads: usize) {
+        site.stats = self.listeners.entry(key.clone()).or_insert_with(|| Arc::new(ListenerStats::new(threads))).clone();
         match self.sites.get(&key) {
             Some(cell) => cell.store(Arc::new(site)),
             None => drop(self.sites.insert(key, Arc::new(ArcSwap::from_pointee(site)))),
@@ -419,10 +505,11 @@ impl State {
         for (port, plan) in &snapshot.listeners {
             if old.listeners.get(port).is_none_or(|before| !Arc::ptr_eq(before, plan)) {
                 let site = compile_site(plan, port.port, &mut Cells { state: self, threads });
-                self.set_site(SiteKey::Listener(*port), site);
+                self.set_site(SiteKey::Listener(*port), site, threads);
             }
         }
         for port in old.listeners.keys().filter(|port| !snapshot.listeners.contains_key(port)) {
+            self.listeners.remove(&SiteKey::Listener(*port));
             if let Some(site) = self.sites.remove(&SiteKey::Listener(*port)) {
                 site.store(Arc::new(Site::gone()));
             }
@@ -436,6 +523,9 @@ impl State {
         let pod = plan.pod_uid.as_ref().map(|uid| {
             let usage = self.usage.entry(uid.clone()).or_insert_with(|| Arc::new(PodUsage::new(threads)));
             usage.gone_since.store(0, Relaxed);
+            if let Some(image) = self.pod_images.get(uid) {
+                usage.set_image(image.clone());
+            }
             (uid.clone(), usage.clone())
         });
         let id = &mut self.next_endpoint_id;

@@ -12,15 +12,19 @@
 //! the last one while the API is away. [`Lb::publish`] takes a snapshot made by hand, so the data path also runs
 //! without Kubernetes.
 
+mod access;
 mod backend;
 mod balance;
 mod config;
 mod dns;
+pub mod explain;
 pub mod handover;
 mod health;
 mod hub;
+mod images;
 mod listeners;
 mod metrics;
+mod observe;
 mod podnet;
 pub mod policy;
 mod proxy;
@@ -28,6 +32,8 @@ mod route;
 pub mod serviceproxy;
 pub mod snapshot;
 mod stats;
+mod trace;
+mod view;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,10 +49,13 @@ pub use config::{Config, ProxyConfig};
 use hub::Hub;
 use listeners::Report;
 use listeners::manager::Manager;
+use observe::Observers;
+pub use observe::{AccessTarget, ObserveConfig};
 use proxy::Proxy;
 pub use proxy::StartError;
 use snapshot::{Compiler, PlanConfig, ServiceKey, Snapshot};
-pub use stats::{PodTotals, ServiceTotals};
+pub use stats::{Durations, ListenerTotals, PodTotals, RequestTotals, ServiceTotals};
+pub use view::ViewError;
 
 /// The role failed.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +73,9 @@ pub enum Error {
 pub struct Lb {
     config: Arc<Config>,
     hub: Arc<Hub>,
+    observers: Arc<Observers>,
+    /// Unix milliseconds when counting began.
+    since_ms: i64,
     reports: Arc<watch::Sender<Report>>,
     sockets: Arc<listeners::Sockets>,
     dns_stats: dns::DnsStats,
@@ -72,12 +84,15 @@ pub struct Lb {
 /// Assembles the role and registers its metrics.
 pub fn build(config: Config, metrics_registry: &mut Registry) -> Lb {
     let hub = Arc::new(Hub::new(config.thread_count()));
-    metrics::register(metrics_registry, hub.clone());
+    let observers = Arc::new(Observers::new(&config.observe));
+    metrics::register(metrics_registry, hub.clone(), observers.clone());
     let dns_stats = dns::DnsStats::default();
     dns_stats.register(metrics_registry);
     Lb {
         config: Arc::new(config),
         hub,
+        observers,
+        since_ms: k8s_openapi::jiff::Timestamp::now().as_millisecond(),
         reports: Arc::new(watch::channel(Report::default()).0),
         sockets: Arc::default(),
         dns_stats,
@@ -109,6 +124,9 @@ impl Lb {
         if config.enable_nftables {
             let (client, config, shutdown) = (client.clone(), config.clone(), shutdown.clone());
             parts.spawn(async move { podnet::run(client, &config.node_name, &config.table, shutdown).await });
+        }
+        if config.observe.image_metrics {
+            parts.spawn(images::run(client.clone(), hub.clone(), shutdown.clone()));
         }
         parts.spawn(async move {
             snapshot::watch::run(client, compiler, &hub, statuses, token).await;
@@ -176,10 +194,17 @@ impl Lb {
         let (config, hub) = (&self.config, &self.hub);
         let mut parts = JoinSet::new();
         if config.enable_proxy {
-            let proxy = Proxy::start(config.thread_count(), &config.proxy).map_err(Error::Start)?;
+            let proxy = Proxy::start(config.thread_count(), &config.proxy, &self.observers).map_err(Error::Start)?;
             let manager =
                 Manager::new(hub.clone(), proxy, config.bind_address, self.reports.clone(), self.sockets.clone());
-            parts.spawn(manager.run(shutdown.clone(), config.proxy.drain_timeout));
+            // What draining connections still log and trace is delivered, too.
+            let drained = CancellationToken::new();
+            self.observers.start(&mut parts, &drained);
+            let (shutdown, grace) = (shutdown.clone(), config.proxy.drain_timeout);
+            parts.spawn(async move {
+                manager.run(shutdown, grace).await;
+                drained.cancel();
+            });
         }
         if config.enable_proxy {
             parts.spawn(health::run(hub.clone(), shutdown.clone()));

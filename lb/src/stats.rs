@@ -3,12 +3,18 @@
 //! A shard has one writer, so counting is a plain load and store; a reader may see a value a moment old, never a torn one.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Upper bounds of the request duration histogram in seconds; an unbounded bucket follows.
-pub(crate) const DURATION_BUCKETS: [f64; 13] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
-const DURATION_BUCKETS_NS: [u64; 13] = [
+/// Upper bounds of the request duration histogram in seconds; an unbounded bucket follows. At most a factor of 2.5 apart from
+/// 100 µs to 60 s, so that p50, p90 and p99 can be read off for fast and slow Services alike.
+pub(crate) const DURATION_BUCKETS: [f64; BUCKETS - 1] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Buckets of a histogram, the unbounded one included.
+pub(crate) const BUCKETS: usize = 19;
+const DURATION_BUCKETS_NS: [u64; BUCKETS - 1] = [
+    100_000,
+    250_000,
     500_000,
     1_000_000,
     2_500_000,
@@ -21,7 +27,10 @@ const DURATION_BUCKETS_NS: [u64; 13] = [
     500_000_000,
     1_000_000_000,
     2_500_000_000,
+    5_000_000_000,
     10_000_000_000,
+    30_000_000_000,
+    60_000_000_000,
 ];
 /// Label values of `code`, by index `status / 100 - 1`; the last one is a client that went away before the response.
 pub(crate) const CODE_CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "client_gone"];
@@ -56,13 +65,142 @@ impl<T: Default> Shards<T> {
     }
 }
 
-/// Counters of a Service on one thread.
+/// Durations by bucket, written by one thread.
+#[derive(Debug, Default)]
+pub(crate) struct Histogram {
+    buckets: [AtomicU64; BUCKETS],
+    sum_ns: AtomicU64,
+}
+
+impl Histogram {
+    /// Counts one duration.
+    pub fn observe(&self, duration: Duration) {
+        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = DURATION_BUCKETS_NS.iter().position(|bound| ns <= *bound).unwrap_or(DURATION_BUCKETS_NS.len());
+        add(&self.buckets[bucket], 1);
+        add(&self.sum_ns, ns);
+    }
+
+    fn add_to(&self, total: &mut Durations) {
+        total.buckets.iter_mut().zip(&self.buckets).for_each(|(total, value)| merge(total, value));
+        merge(&mut total.sum_ns, &self.sum_ns);
+    }
+}
+
+/// Sums of a histogram at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Durations {
+    /// How many fell into each bucket, not cumulative; the last one is unbounded.
+    pub buckets: [u64; BUCKETS],
+    /// Sum in nanoseconds.
+    pub sum_ns: u64,
+}
+
+impl Durations {
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().fold(0, |sum, bucket| sum.wrapping_add(*bucket))
+    }
+
+    /// Adds another histogram's.
+    pub fn merge(&mut self, other: &Self) {
+        self.buckets.iter_mut().zip(other.buckets).for_each(|(total, value)| *total = total.wrapping_add(value));
+        self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns);
+    }
+}
+
+fn merge(total: &mut u64, value: &AtomicU64) {
+    *total = total.wrapping_add(value.load(Relaxed));
+}
+
+/// What is counted of requests, whoever they are counted for, on one thread.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct RequestShard {
+    codes: [AtomicU64; 6],
+    durations: Histogram,
+    pub bytes_in: AtomicU64,
+    pub bytes_out: AtomicU64,
+    pub retries: AtomicU64,
+}
+
+impl RequestShard {
+    /// Counts a finished request.
+    pub fn record(&self, code: u16, duration: Duration) {
+        let class = usize::from(code / 100).saturating_sub(1).min(CODE_CLASSES.len() - 1);
+        add(&self.codes[class], 1);
+        self.durations.observe(duration);
+    }
+
+    fn add_to(&self, sum: &mut RequestTotals) {
+        sum.codes.iter_mut().zip(&self.codes).for_each(|(total, value)| merge(total, value));
+        self.durations.add_to(&mut sum.durations);
+        merge(&mut sum.bytes_in, &self.bytes_in);
+        merge(&mut sum.bytes_out, &self.bytes_out);
+        merge(&mut sum.retries, &self.retries);
+    }
+}
+
+/// Requests of a route's rule, or of an image.
+#[derive(Debug)]
+pub(crate) struct RequestStats {
+    shards: Shards<RequestShard>,
+}
+
+/// Requests of a route's rule.
+pub(crate) type RouteStats = RequestStats;
+
+/// Sums of requests at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct RequestTotals {
+    /// Finished requests by code class (1xx … 5xx, client gone).
+    pub codes: [u64; 6],
+    /// How long they took.
+    pub durations: Durations,
+    /// Payload bytes from clients.
+    pub bytes_in: u64,
+    /// Payload bytes to clients.
+    pub bytes_out: u64,
+    /// Attempts after the first.
+    pub retries: u64,
+}
+
+impl RequestTotals {
+    /// Adds others.
+    pub fn merge(&mut self, other: &Self) {
+        self.codes.iter_mut().zip(other.codes).for_each(|(total, value)| *total = total.wrapping_add(value));
+        self.durations.merge(&other.durations);
+        self.bytes_in = self.bytes_in.wrapping_add(other.bytes_in);
+        self.bytes_out = self.bytes_out.wrapping_add(other.bytes_out);
+        self.retries = self.retries.wrapping_add(other.retries);
+    }
+}
+
+impl RequestStats {
+    pub fn new(threads: usize) -> Self {
+        Self { shards: Shards::new(threads) }
+    }
+
+    pub fn shard(&self, thread: usize) -> &RequestShard {
+        self.shards.get(thread)
+    }
+
+    /// Sums over all threads.
+    pub fn totals(&self) -> RequestTotals {
+        let mut sum = RequestTotals::default();
+        self.shards.iter().for_each(|shard| shard.add_to(&mut sum));
+        sum
+    }
+}
+
+/// Counters of a Service on one thread. Whoever makes a decision counts it, with [`add`] or the methods.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct ServiceShard {
     codes: [AtomicU64; 6],
-    durations: [AtomicU64; 14],
-    duration_ns: AtomicU64,
+    durations: Histogram,
+    connects: Histogram,
+    queue_waits: Histogram,
     pub bytes_in: AtomicU64,
     pub bytes_out: AtomicU64,
     pub active_connections: AtomicU64,
@@ -70,6 +208,9 @@ pub(crate) struct ServiceShard {
     pub connect_failures: AtomicU64,
     pub upstream_opened: AtomicU64,
     pub upstream_reused: AtomicU64,
+    rate_limited: AtomicU64,
+    overloaded: AtomicU64,
+    queue_depth: AtomicU64,
 }
 
 impl ServiceShard {
@@ -77,10 +218,34 @@ impl ServiceShard {
     pub fn record(&self, code: u16, duration: Duration) {
         let class = usize::from(code / 100).saturating_sub(1).min(CODE_CLASSES.len() - 1);
         add(&self.codes[class], 1);
-        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = DURATION_BUCKETS_NS.iter().position(|bound| ns <= *bound).unwrap_or(DURATION_BUCKETS_NS.len());
-        add(&self.durations[bucket], 1);
-        add(&self.duration_ns, ns);
+        self.durations.observe(duration);
+    }
+
+    /// A connection to an endpoint was opened within `time`.
+    pub fn connected(&self, time: Duration) {
+        add(&self.upstream_opened, 1);
+        self.connects.observe(time);
+    }
+
+    /// A request was refused: not let through by a rate limit (429), or for what is in flight already (503).
+    pub fn refused(&self, refusal: &crate::balance::Refusal) {
+        match refusal {
+            crate::balance::Refusal::RateLimited { .. } => add(&self.rate_limited, 1),
+            crate::balance::Refusal::Overloaded { .. } => add(&self.overloaded, 1),
+        }
+    }
+
+    /// A request waits in the Service's queue from now on.
+    #[cfg_attr(not(test), expect(dead_code, reason = "called where requests wait, which is not built in yet"))]
+    pub fn queued(&self) {
+        add(&self.queue_depth, 1);
+    }
+
+    /// It waited this long, whether it was let through or gave up. On the thread that called [`Self::queued`].
+    #[cfg_attr(not(test), expect(dead_code, reason = "called where requests wait, which is not built in yet"))]
+    pub fn left_queue(&self, waited: Duration) {
+        sub(&self.queue_depth, 1);
+        self.queue_waits.observe(waited);
     }
 }
 
@@ -88,17 +253,21 @@ impl ServiceShard {
 #[derive(Debug)]
 pub(crate) struct ServiceStats {
     shards: Shards<ServiceShard>,
+    /// Written by any thread: rare.
+    ejections: AtomicU64,
 }
 
 /// Sums of a [`ServiceStats`] at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ServiceTotals {
     /// Finished requests by code class (1xx … 5xx, client gone).
     pub codes: [u64; 6],
-    /// Finished requests per duration bucket, not cumulative.
-    pub durations: [u64; 14],
-    /// Sum of durations in nanoseconds.
-    pub duration_ns: u64,
+    /// How long they took.
+    pub durations: Durations,
+    /// How long connecting to endpoints took.
+    pub connects: Durations,
+    /// How long requests waited in the queue.
+    pub queue_waits: Durations,
     /// Payload bytes from clients.
     pub bytes_in: u64,
     /// Payload bytes to clients.
@@ -113,25 +282,39 @@ pub struct ServiceTotals {
     pub upstream_opened: u64,
     /// Requests that found a pooled upstream connection.
     pub upstream_reused: u64,
+    /// Requests refused by a rate limit.
+    pub rate_limited: u64,
+    /// Requests refused because too much was in flight.
+    pub overloaded: u64,
+    /// Requests waiting now.
+    pub queue_depth: u64,
+    /// Times an endpoint was ejected.
+    pub ejections: u64,
 }
 
 impl ServiceStats {
     pub fn new(threads: usize) -> Self {
-        Self { shards: Shards::new(threads) }
+        Self { shards: Shards::new(threads), ejections: AtomicU64::new(0) }
     }
 
     pub fn shard(&self, thread: usize) -> &ServiceShard {
         self.shards.get(thread)
     }
 
+    /// An endpoint was ejected. From any thread.
+    #[cfg_attr(not(test), expect(dead_code, reason = "called where endpoints are ejected, which is not built in yet"))]
+    pub fn ejected(&self) {
+        self.ejections.fetch_add(1, Relaxed);
+    }
+
     /// Sums over all threads.
     pub fn totals(&self) -> ServiceTotals {
-        let mut sum = ServiceTotals::default();
-        let merge = |total: &mut u64, value: &AtomicU64| *total = total.wrapping_add(value.load(Relaxed));
+        let mut sum = ServiceTotals { ejections: self.ejections.load(Relaxed), ..ServiceTotals::default() };
         for shard in self.shards.iter() {
             sum.codes.iter_mut().zip(&shard.codes).for_each(|(total, value)| merge(total, value));
-            sum.durations.iter_mut().zip(&shard.durations).for_each(|(total, value)| merge(total, value));
-            merge(&mut sum.duration_ns, &shard.duration_ns);
+            shard.durations.add_to(&mut sum.durations);
+            shard.connects.add_to(&mut sum.connects);
+            shard.queue_waits.add_to(&mut sum.queue_waits);
             merge(&mut sum.bytes_in, &shard.bytes_in);
             merge(&mut sum.bytes_out, &shard.bytes_out);
             merge(&mut sum.active_connections, &shard.active_connections);
@@ -139,31 +322,144 @@ impl ServiceStats {
             merge(&mut sum.connect_failures, &shard.connect_failures);
             merge(&mut sum.upstream_opened, &shard.upstream_opened);
             merge(&mut sum.upstream_reused, &shard.upstream_reused);
+            merge(&mut sum.rate_limited, &shard.rate_limited);
+            merge(&mut sum.overloaded, &shard.overloaded);
+            merge(&mut sum.queue_depth, &shard.queue_depth);
         }
         sum
     }
 }
 
-/// Counters of a route's rule on one thread.
+/// What clients speak on a listener, by index into [`PROTOCOLS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spoken {
+    Http1,
+    Http2,
+    /// Bytes or datagrams.
+    Raw,
+}
+
+/// Label values of `protocol`.
+pub(crate) const PROTOCOLS: [&str; 3] = ["h1", "h2", "raw"];
+
+/// Counters of a listener on one thread.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(crate) struct RouteShard {
-    pub requests: AtomicU64,
+pub(crate) struct ListenerShard {
+    accepted: AtomicU64,
+    closed: AtomicU64,
+    refused: AtomicU64,
+    tls_ok: AtomicU64,
+    tls_failed: AtomicU64,
+    spoken: [AtomicU64; 3],
 }
 
-/// Counters of a route's rule.
+impl ListenerShard {
+    /// A client connected; [`Self::closed`] once it is gone.
+    pub fn accepted(&self) {
+        add(&self.accepted, 1);
+    }
+
+    /// A counted connection is gone.
+    pub fn closed(&self) {
+        add(&self.closed, 1);
+    }
+
+    /// A client was turned away: too many connections.
+    pub fn refused(&self) {
+        add(&self.refused, 1);
+    }
+
+    /// A TLS handshake is over.
+    pub fn handshake(&self, ok: bool) {
+        add(if ok { &self.tls_ok } else { &self.tls_failed }, 1);
+    }
+
+    /// It is known what a connection speaks.
+    pub fn speaks(&self, protocol: Spoken) {
+        add(&self.spoken[protocol as usize], 1);
+    }
+}
+
+/// Counters of a listener.
 #[derive(Debug)]
-pub(crate) struct RouteStats {
-    shards: Shards<RouteShard>,
+pub(crate) struct ListenerStats {
+    shards: Shards<ListenerShard>,
 }
 
-impl RouteStats {
+/// Sums of a listener at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenerTotals {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections open now.
+    pub active: u64,
+    /// Connections turned away.
+    pub refused: u64,
+    /// TLS handshakes that worked.
+    pub tls_ok: u64,
+    /// TLS handshakes that failed.
+    pub tls_failed: u64,
+    /// Connections by what they speak: HTTP/1, HTTP/2, anything.
+    pub spoken: [u64; 3],
+}
+
+impl ListenerStats {
     pub fn new(threads: usize) -> Self {
         Self { shards: Shards::new(threads) }
     }
 
-    pub fn shard(&self, thread: usize) -> &RouteShard {
+    pub fn shard(&self, thread: usize) -> &ListenerShard {
         self.shards.get(thread)
+    }
+
+    /// Sums over all threads.
+    pub fn totals(&self) -> ListenerTotals {
+        let mut sum = ListenerTotals::default();
+        let mut closed = 0;
+        for shard in self.shards.iter() {
+            // In this order: what closes meanwhile must not be missing among the accepted.
+            merge(&mut closed, &shard.closed);
+            merge(&mut sum.accepted, &shard.accepted);
+            merge(&mut sum.refused, &shard.refused);
+            merge(&mut sum.tls_ok, &shard.tls_ok);
+            merge(&mut sum.tls_failed, &shard.tls_failed);
+            sum.spoken.iter_mut().zip(&shard.spoken).for_each(|(total, value)| merge(total, value));
+        }
+        sum.active = sum.accepted.saturating_sub(closed);
+        sum
+    }
+}
+
+impl Default for ListenerStats {
+    /// Of a listener that serves nobody.
+    fn default() -> Self {
+        Self::new(1)
+    }
+}
+
+/// How configuration reaches traffic. Written by the one task that publishes.
+#[derive(Debug, Default)]
+pub(crate) struct ConfigStats {
+    publish: Histogram,
+    effect: Histogram,
+}
+
+impl ConfigStats {
+    /// A snapshot was published, which took `publish`; `effect` is the time since the event that asked for it, if it is known.
+    pub fn published(&self, publish: Duration, effect: Option<Duration>) {
+        self.publish.observe(publish);
+        if let Some(effect) = effect {
+            self.effect.observe(effect);
+        }
+    }
+
+    /// How long publishing took, and how long after the event it was over.
+    pub fn totals(&self) -> (Durations, Durations) {
+        let mut sums = (Durations::default(), Durations::default());
+        self.publish.add_to(&mut sums.0);
+        self.effect.add_to(&mut sums.1);
+        sums
     }
 }
 
@@ -173,6 +469,8 @@ pub(crate) struct PodUsage {
     shards: Shards<PodShard>,
     /// Unix seconds when an endpoint of the Pod last left its Service; 0 before.
     pub gone_since: AtomicI64,
+    /// Requests of the Pod's image, once it is known (only when image metrics are on).
+    image: OnceLock<Arc<RequestStats>>,
 }
 
 #[derive(Debug, Default)]
@@ -196,7 +494,18 @@ pub struct PodTotals {
 
 impl PodUsage {
     pub fn new(threads: usize) -> Self {
-        Self { shards: Shards::new(threads), gone_since: AtomicI64::new(0) }
+        Self { shards: Shards::new(threads), gone_since: AtomicI64::new(0), image: OnceLock::new() }
+    }
+
+    /// The Pod runs this image; the first one said counts, as a Pod's does while it is billed.
+    pub fn set_image(&self, stats: Arc<RequestStats>) {
+        // Known already.
+        let _ = self.image.set(stats);
+    }
+
+    /// Where requests of the Pod's image are counted.
+    pub fn image(&self) -> Option<&RequestStats> {
+        self.image.get().map(|stats| &**stats)
     }
 
     pub fn request(&self, thread: usize) {
@@ -235,9 +544,40 @@ mod tests {
         stats.shard(0).record(CODE_CLIENT_GONE, Duration::ZERO);
         let totals = stats.totals();
         assert_eq!(totals.codes, [0, 2, 0, 0, 1, 1]);
-        assert_eq!(totals.durations[0], 2);
-        assert_eq!(totals.durations[1], 1);
-        assert_eq!(totals.durations[13], 1);
+        assert_eq!(totals.durations.buckets[0], 1);
+        assert_eq!(totals.durations.buckets[2], 1);
+        assert_eq!(totals.durations.buckets[3], 1);
+        assert_eq!(totals.durations.buckets[17], 1);
+        assert_eq!(totals.durations.count(), 4);
+    }
+
+    #[test]
+    fn every_thread_counts_into_the_same_sums() {
+        let stats = ServiceStats::new(2);
+        let limited = crate::balance::Refusal::RateLimited { limit: "l".into(), retry_after: Duration::ZERO };
+        stats.shard(0).refused(&limited);
+        stats.shard(1).refused(&limited);
+        stats.shard(1).refused(&crate::balance::Refusal::Overloaded { retry_after: Duration::ZERO });
+        stats.shard(0).queued();
+        stats.shard(1).queued();
+        stats.shard(1).left_queue(Duration::from_millis(2));
+        stats.shard(0).connected(Duration::from_micros(80));
+        stats.ejected();
+        let totals = stats.totals();
+        assert_eq!((totals.rate_limited, totals.overloaded, totals.queue_depth, totals.ejections), (2, 1, 1, 1));
+        assert_eq!((totals.queue_waits.count(), totals.queue_waits.sum_ns), (1, 2_000_000));
+        assert_eq!((totals.upstream_opened, totals.connects.buckets[0]), (1, 1));
+        let listener = ListenerStats::new(2);
+        for thread in 0..2 {
+            listener.shard(thread).accepted();
+            listener.shard(thread).speaks(Spoken::Http2);
+            listener.shard(thread).handshake(thread == 0);
+        }
+        listener.shard(1).closed();
+        listener.shard(1).refused();
+        let expected =
+            ListenerTotals { accepted: 2, active: 1, refused: 1, tls_ok: 1, tls_failed: 1, spoken: [0, 2, 0] };
+        assert_eq!(listener.totals(), expected);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::cli::{AgentArgs, ApiserverArgs, ClientArgs, ControllersRoleArgs, LbRo
 use crate::component::{self, Component};
 use crate::issue::serving;
 use crate::opened::Opened;
-use crate::{preflight, process, roles};
+use crate::{lbtool, preflight, process, roles, views};
 
 /// A client from a role's kubeconfig, and the CA in it.
 async fn client(args: &ClientArgs) -> Result<(kube::Client, String)> {
@@ -80,13 +80,14 @@ pub async fn drain(tasks: &mut JoinSet<(&'static str, Result<()>)>) -> Result<()
 async fn with_metrics(
     listen: Option<SocketAddr>,
     registry: Registry,
+    more: axum::Router,
     shutdown: CancellationToken,
     role: impl Future<Output = Result<()>>,
 ) -> Result<()> {
     match listen {
         None => role.await,
         Some(listen) => {
-            let metrics = process::serve_metrics(listen, Arc::new(registry), shutdown);
+            let metrics = process::serve_metrics(listen, Arc::new(registry), more, shutdown);
             tokio::try_join!(role, metrics).map(|_| ())
         }
     }
@@ -122,6 +123,10 @@ async fn registered(
 pub async fn apiserver(args: ApiserverArgs, shutdown: CancellationToken) -> Result<()> {
     let (api, listener) = Opened::open(&args.api, &args.data.data_dir).await?;
     api.server.metrics.with_registry(process::register);
+    if let Some(address) = args.lb_views {
+        // Nobody else sets it.
+        let _ = api.server.lb_views.set(views::router(views::Source::At(address)));
+    }
     println!("The API listens at {}; the admin's kubeconfig is {}", api.url, api.kubeconfig.display());
     let user = scaleup_apiserver::user::UserInfo::system("system:apiserver", &["system:masters"]);
     let client = kube::Client::new(api.server.in_process(user), "default");
@@ -143,7 +148,7 @@ pub async fn controllers(args: ControllersRoleArgs, shutdown: CancellationToken)
     let role = scaleup_controllers::run(client.clone(), config, metrics, shutdown.clone());
     let role = async { role.await.map_err(Into::into) };
     let role = registered(client, "controllers", preflight::host_name(), None, shutdown.clone(), role);
-    with_metrics(args.metrics_listen, registry, shutdown, role).await
+    with_metrics(args.metrics_listen, registry, axum::Router::new(), shutdown, role).await
 }
 
 /// `scaleup scheduler`
@@ -155,7 +160,7 @@ pub async fn scheduler(args: SchedulerArgs, shutdown: CancellationToken) -> Resu
     let role = scaleup_scheduler::run(client.clone(), config, metrics, shutdown.clone());
     let role = async { role.await.map_err(Into::into) };
     let role = registered(client, "scheduler", preflight::host_name(), None, shutdown.clone(), role);
-    with_metrics(args.metrics_listen, registry, shutdown, role).await
+    with_metrics(args.metrics_listen, registry, axum::Router::new(), shutdown, role).await
 }
 
 /// `scaleup agent`
@@ -174,13 +179,18 @@ pub async fn agent(args: AgentArgs, shutdown: CancellationToken) -> Result<()> {
 
 /// `scaleup lb`
 pub async fn lb(args: LbRoleArgs, shutdown: CancellationToken) -> Result<()> {
-    let (client, _) = client(&args.client).await?;
+    if let Some(tool) = args.tool {
+        return lbtool::run(tool, shutdown).await;
+    }
+    let kubeconfig = args.kubeconfig.context("--kubeconfig is missing; make one with: scaleup kubeconfig")?;
+    let (client, _) = client(&ClientArgs { kubeconfig }).await?;
     let node = roles::node_name(args.node_name.as_ref());
     let mut registry = process::registry();
     let config = roles::lb(&args.lb, &node, preflight::primary_address(), &args.service_cidr);
     let lb = scaleup_lb::build(config, &mut registry);
+    let views = views::router(views::Source::Here(lb.clone()));
     let role = lb.run(client.clone(), shutdown.clone());
     let role = async { role.await.map_err(Into::into) };
     let role = registered(client, "lb", node, None, shutdown.clone(), role);
-    with_metrics(args.metrics_listen, registry, shutdown, role).await
+    with_metrics(args.metrics_listen, registry, views, shutdown, role).await
 }

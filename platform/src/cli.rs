@@ -3,6 +3,8 @@
 //! One declaration per option: clap reads flags and environment from it, and the file's keys are the flags' names, put in as defaults
 //! before the command line is parsed. Nothing here opens, binds or starts anything but that file.
 
+mod lb;
+
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -10,6 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+pub use lb::{ExplainArgs, LbArgs, LbRoleArgs, LbTool, OutputFormat, TopArgs, UserArgs};
 
 /// Largest configuration file read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -129,23 +133,6 @@ pub struct NodeArgs {
     pub stop_pods: bool,
 }
 
-/// Options of the load balancer.
-#[derive(Args, Debug, Clone)]
-pub struct LbArgs {
-    /// Address that Services of type LoadBalancer and NodePort are served on.
-    #[arg(long, env = "SCALEUP_LB_BIND", value_name = "IP", default_value = "0.0.0.0")]
-    pub lb_bind: IpAddr,
-    /// Address written into Services' status; the node's by default.
-    #[arg(long, env = "SCALEUP_LB_ADVERTISE", value_name = "IP")]
-    pub lb_advertise: Option<IpAddr>,
-    /// Threads of the proxy; one per core by default.
-    #[arg(long, env = "SCALEUP_LB_THREADS", value_name = "N")]
-    pub lb_threads: Option<usize>,
-    /// Leave nftables alone: ClusterIPs do not work on this node then.
-    #[arg(long, env = "SCALEUP_NO_NFTABLES")]
-    pub no_nftables: bool,
-}
-
 /// Options of the controllers.
 #[derive(Args, Debug, Clone)]
 pub struct ControllersArgs {
@@ -217,6 +204,9 @@ pub struct ApiserverArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub api: ApiArgs,
+    /// Where a load balancer serves its metrics; its views are offered at /lb then (`scaleup lb top`).
+    #[arg(long, env = "SCALEUP_LB_VIEWS", value_name = "ADDR:PORT")]
+    pub lb_views: Option<SocketAddr>,
 }
 
 /// How a role that runs alone reaches the API.
@@ -236,24 +226,6 @@ pub struct AgentArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub node: NodeArgs,
-}
-
-/// `scaleup lb`
-#[derive(Args, Debug, Clone)]
-pub struct LbRoleArgs {
-    #[command(flatten)]
-    pub client: ClientArgs,
-    #[command(flatten)]
-    pub lb: LbArgs,
-    /// Name of this node; the host name by default.
-    #[arg(long, env = "SCALEUP_NODE_NAME", value_name = "NAME", value_parser = node_name)]
-    pub node_name: Option<String>,
-    /// Range of cluster IPs, as the API server has it.
-    #[arg(long, env = "SCALEUP_SERVICE_CIDR", value_name = "CIDR", default_value = "10.96.0.0/16", value_parser = service_cidr)]
-    pub service_cidr: String,
-    /// Where this role's metrics are served, at /metrics; nowhere by default.
-    #[arg(long, env = "SCALEUP_METRICS_LISTEN", value_name = "ADDR:PORT")]
-    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// `scaleup kubeconfig`

@@ -7,11 +7,13 @@ mod cli;
 mod component;
 mod handover;
 mod issue;
+mod lbtool;
 mod opened;
 mod preflight;
 mod process;
 mod roles;
 mod up;
+mod views;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -58,8 +58,13 @@ pub fn registry() -> Registry {
     registry
 }
 
-/// Serves `/metrics` and `/healthz` of a role that runs alone, until `shutdown`.
-pub async fn serve_metrics(listen: SocketAddr, registry: Arc<Registry>, shutdown: CancellationToken) -> Result<()> {
+/// Serves `/metrics`, `/healthz` and `more` of a role that runs alone, until `shutdown`.
+pub async fn serve_metrics(
+    listen: SocketAddr,
+    registry: Arc<Registry>,
+    more: axum::Router,
+    shutdown: CancellationToken,
+) -> Result<()> {
     let listener = crate::preflight::bind(listen).await?;
     let text = move || {
         let mut out = String::new();
@@ -67,7 +72,7 @@ pub async fn serve_metrics(listen: SocketAddr, registry: Arc<Registry>, shutdown
         let _ = prometheus_client::encoding::text::encode(&mut out, &registry);
         ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], out)
     };
-    let app = axum::Router::new()
+    let app = more
         .route("/metrics", axum::routing::get(async move || text()))
         .route("/healthz", axum::routing::get(async || "ok"));
     axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await?;

@@ -153,7 +153,26 @@ pub fn lb(args: &LbArgs, node: &str, node_ip: IpAddr, service_cidr: &str) -> sca
         table,
         service_cidr: service_cidr.into(),
         enable_nftables: !args.no_nftables,
+        observe: observe(args),
         ..scaleup_lb::Config::new(node)
+    }
+}
+
+fn observe(args: &LbArgs) -> scaleup_lb::ObserveConfig {
+    use scaleup_lb::AccessTarget;
+    let target = |path: &std::path::PathBuf| match path.as_os_str() == "-" {
+        true => AccessTarget::Stdout,
+        false => AccessTarget::File(path.clone()),
+    };
+    scaleup_lb::ObserveConfig {
+        access_log: args.lb_access_log.as_ref().map(target),
+        access_log_percent: args.lb_access_log_sample,
+        access_log_query: args.lb_access_log_query,
+        access_log_max_bytes: u64::from(args.lb_access_log_max_mib) << 20,
+        access_log_kept: args.lb_access_log_keep,
+        otlp_endpoint: args.otlp_endpoint.clone(),
+        trace_percent: args.trace_sample,
+        image_metrics: args.lb_image_metrics,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::component::{self, Component};
 use crate::handover::{self, Offer, Predecessor};
 use crate::issue::Serving;
 use crate::opened::Opened;
-use crate::{alone, cli, process, roles};
+use crate::{alone, cli, process, roles, views};
 
 /// A role's name and how it ended.
 type Ended = (&'static str, Result<()>);
@@ -132,6 +132,8 @@ async fn start_roles(
         let (controllers, scheduler) = (scaleup_controllers::build(registry), scaleup_scheduler::build(registry));
         (scaleup_lb::build(lb_config, registry), controllers, scheduler)
     });
+    // Nobody else sets it.
+    let _ = server.lb_views.set(views::router(views::Source::Here(lb.clone())));
     let agent_stop = stop.clone();
     running.spawn(async move { ("node agent", agent.run(agent_stop).await.map_err(Into::into)) });
     let controllers = scaleup_controllers::run(

@@ -23,6 +23,7 @@ pub fn tests(cx: &Cx) -> Vec<Trial> {
         tcp_and_node_ports,
         port_conflict_is_told,
         killed_backend_loses_no_get,
+        tools_show_and_explain_traffic,
         service_without_endpoints
     ]
 }
@@ -164,6 +165,53 @@ async fn killed_backend_loses_no_get(cx: Cx) -> Result<()> {
     let (sent, failures) = load.finish().await?;
     ensure!(failures.is_empty(), "{} of {sent}: {:?}", failures.len(), &failures[..failures.len().min(3)]);
     kubectl.ok("delete namespace killed --timeout=60s").await?;
+    Ok(())
+}
+
+/// What the binary prints for a user.
+async fn tool(kubeconfig: &std::path::Path, args: &[&str]) -> Result<std::process::Output> {
+    let mut command = tokio::process::Command::new(scaleup_tests::cluster::binary());
+    command.arg("lb").args(args).env("KUBECONFIG", kubeconfig).env_remove("SCALEUP_KUBECONFIG");
+    Ok(command.output().await?)
+}
+
+async fn tools_show_and_explain_traffic(cx: Cx) -> Result<()> {
+    let cluster = cx.docker().await?;
+    let kubectl = cluster.kubectl();
+    let port = serve(&kubectl, "seen", "LoadBalancer", "http").await?;
+    eventually("answers", || async { Ok(ask(port).await.ok()) }).await?;
+    let printed = |output: std::process::Output| -> Result<String> {
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let load = ConstantLoad::start(port, 100)?;
+    let top = tool(&cluster.kubeconfig(), &["top", "--once", "-o", "json"]).await;
+    let table = tool(&cluster.kubeconfig(), &["top", "--once"]).await;
+    let (_, failures) = load.finish().await?;
+    ensure!(failures.is_empty(), "{failures:?}");
+    let rows: serde_json::Value = serde_json::from_str(&printed(top?)?)?;
+    let row =
+        rows.as_array().context("rows")?.iter().find(|row| row["name"] == "Service seen/app").context("the row")?;
+    ensure!(row["requests_per_s"].as_f64().is_some_and(|rate| rate > 10.0), "{row}");
+    ensure!(row["p99_ms"].as_f64().is_some_and(|time| time > 0.0) && row["endpoints"] == 3, "{row}");
+    let table = printed(table?)?;
+    ensure!(table.starts_with("NAME") && table.contains("Service seen/app"), "{table}");
+    let url = format!("http://127.0.0.1:{port}/a?x=1");
+    let said = printed(tool(&cluster.kubeconfig(), &["explain", "GET", &url, "--client", "192.0.2.1"]).await?)?;
+    for part in ["from 192.0.2.1", "for Service seen/app", "It would be sent to ", "=> "] {
+        ensure!(said.contains(part), "{part} in {said}");
+    }
+    let unserved = format!("http://127.0.0.1:{}/", free_port()?);
+    let said = printed(tool(&cluster.kubeconfig(), &["explain", "GET", &unserved]).await?)?;
+    ensure!(said.contains("Nobody listens on port"), "{said}");
+    // Who may not see it does not.
+    let file = tempfile::NamedTempFile::new()?;
+    let server = format!("https://127.0.0.1:{}", cluster.port);
+    std::fs::write(file.path(), crate::identity::issued(cluster.dir.path(), &server, &["user", "eve"])?)?;
+    let refused = tool(file.path(), &["top", "--once"]).await?;
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && text.contains("forbidden"), "{text}");
+    kubectl.ok("delete namespace seen --timeout=60s").await?;
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use axum::routing::get;
 use http::header::{ACCEPT, CONTENT_TYPE, VARY};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use serde_json::{Value, json};
+use tower::ServiceExt;
 
 use super::Server;
 use super::pipeline::{self, Scope, render};
@@ -45,6 +46,7 @@ pub fn router(server: &Arc<Server>) -> Router {
         .route("/healthz/{check}", get(livez_check))
         .route("/version", get(version))
         .route("/metrics", get(metrics))
+        .route("/lb/{*view}", get(lb_views))
         .route("/api", get(core_versions))
         .route("/apis", get(groups))
         .route("/openid/v1/jwks", get(jwks))
@@ -160,6 +162,22 @@ async fn metrics(State(server): State<Arc<Server>>) -> Response<Body> {
     let mut response = Response::new(Body::from(server.metrics.encode()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OPENMETRICS));
     response
+}
+
+/// The load balancer's, which knows nothing of users: the pipeline has authorised this one for the path.
+async fn lb_views(State(server): State<Arc<Server>>, mut request: Request) -> Response<Body> {
+    // Among them this router's own path parameters, which would count as the other one's.
+    request.extensions_mut().clear();
+    match server.lb_views.get() {
+        // A router cannot fail.
+        Some(router) => router.clone().oneshot(request).await.unwrap_or_default(),
+        None => {
+            let why = "this API server knows no load balancer; start it with --lb-views ADDR:PORT";
+            let mut error = ApiError::no_such_path();
+            error.message = why.into();
+            render(&error)
+        }
+    }
 }
 
 async fn jwks(State(server): State<Arc<Server>>) -> Response<Body> {

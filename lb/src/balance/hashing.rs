@@ -16,7 +16,7 @@ const SLOTS_PER_ENDPOINT: usize = 100;
 pub(super) type Member = (u32, SocketAddr, u32);
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Table {
     /// `(point, index)`, sorted.
     Ring(Box<[(u64, u32)]>),

@@ -18,7 +18,7 @@ type Regions = Arc<[(Arc<str>, f64, f64)]>;
 pub(super) const MAX_GROUPS: usize = MAX_REGIONS + 1;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
     /// Nearest first; for `Nearest` by region.
     pub groups: Box<[Group]>,
@@ -35,7 +35,7 @@ pub(crate) struct Table {
 }
 
 /// Endpoints that are equally near.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Group {
     /// Indices.
     pub members: Box<[u32]>,

@@ -463,7 +463,6 @@ async fn limits_per_endpoint_bound_the_whole_by_what_is_well() {
 
 #[test]
 fn retries_need_a_reason_and_a_budget() {
-    let backend = with_policy(&THREE, ServicePolicy::default(), |_| {});
     let retries =
         Retries { statuses: vec![502, 503], budget_percent: Some(50), min_per_second: 1, ..Retries::default() };
     let policy = RequestPolicy { retries, hedging: Some((MS, 2)), ..RequestPolicy::default() };

@@ -23,6 +23,7 @@ use super::request::{Framing, Reject, Request};
 use super::tunnel::{self, Direction};
 use super::worker::Worker;
 use super::{hedge, mirror};
+use crate::access::Flags;
 use crate::backend::{Backend, EndpointState, Tried};
 use crate::balance::{self, Choice, Outcome, Permit, Refusal};
 use crate::route::Rule;
@@ -65,6 +66,11 @@ impl<S: Stream> Conn<'_, S> {
 
     async fn refuse_entry(&mut self, refusal: &Refusal, request: &Request, record: &Record) -> After {
         let (code, seconds) = refusal.answer();
+        record.backend.stats.shard(self.worker.index).refused(refusal);
+        record.flag(match refusal {
+            Refusal::RateLimited { .. } => Flags::RATE_LIMITED,
+            Refusal::Overloaded { .. } => Flags::OVERLOADED,
+        });
         let status = StatusCode::from_u16(code).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         let text = match refusal {
             Refusal::RateLimited { limit, .. } => format!("{code}: too many requests (limit {limit})\n"),
@@ -110,6 +116,7 @@ impl<S: Stream> Conn<'_, S> {
                 }
             }
             record.sent_to(endpoint, if pooled { started } else { Instant::now() });
+            record.propagate(&mut self.head, self.client.ip);
             let broke = match self.exchange(work, (upstream, index), &choice, &copy, &mut retries, record).await {
                 Ok(after) => {
                     self.mirror_body(work, copy);
@@ -308,6 +315,7 @@ impl<S: Stream> Conn<'_, S> {
 
     async fn fail(&mut self, failure: Failure, request: &Request, record: &Record) -> After {
         let (status, text) = failure.status_and_text();
+        record.flag(failure.flags());
         let service = &record.backend.service;
         let text = format!("{}: service {service} {text}\n", status.as_u16());
         // A body that nobody takes would be read as the next request.
@@ -384,8 +392,9 @@ pub(super) async fn checkout(
     let timeout = backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout);
     match Upstream::connect(endpoint, connector.as_ref(), timeout).await {
         Ok(upstream) => {
-            endpoint.report(&backend.policy, Outcome::Connected(now.elapsed()), worker.index);
-            add(&stats.upstream_opened, 1);
+            let took = now.elapsed();
+            endpoint.report(&backend.policy, Outcome::Connected(took), worker.index);
+            stats.connected(took);
             Ok((upstream, false))
         }
         Err(error) => {
@@ -429,6 +438,17 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// As the access log tells it.
+    fn flags(self) -> Flags {
+        match self {
+            Self::NoEndpoints => Flags::NO_ENDPOINT,
+            Self::ConnectTimeout | Self::ResponseTimeout | Self::RequestTimeout => {
+                Flags::UPSTREAM_FAILED.with(Flags::TIMEOUT)
+            }
+            _ => Flags::UPSTREAM_FAILED,
+        }
+    }
+
     fn status_and_text(self) -> (StatusCode, &'static str) {
         match self {
             Self::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, "has no ready endpoints"),

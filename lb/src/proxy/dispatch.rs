@@ -14,8 +14,9 @@ use super::drain::{Drain, Phase};
 use super::io::Shared;
 use super::site::{L4, SiteCell, SiteMode, Target, TlsMode};
 use super::tls::ALPN_HTTP;
-use super::worker::Worker;
+use super::worker::{Accepted, Worker};
 use super::{http, proxy_protocol, sni, tcp};
+use crate::stats::Spoken;
 
 /// Longest wait for a ClientHello that is only looked at.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,6 +28,7 @@ pub(super) async fn serve(
     peer: SocketAddr,
     site: Arc<SiteCell>,
     drain: Rc<Drain>,
+    counted: &Accepted,
 ) {
     let now = site.load_full();
     let peer = match &now.accept_proxy {
@@ -39,29 +41,49 @@ pub(super) async fn serve(
     match &now.mode {
         SiteMode::Http(_) => {
             let target = Target::Clear(site);
-            let ended = http::serve(worker.clone(), stream, peer, target.clone(), drain.clone()).await;
+            let ended = http::serve(worker.clone(), stream, peer, target.clone(), drain.clone(), counted).await;
             if let Some((stream, early)) = ended {
+                counted.speaks(Spoken::Http2);
                 Box::pin(http2(worker, stream, early.bytes(), peer, target, drain)).await;
             }
         }
-        SiteMode::Tcp(l4) => tcp::serve(&worker, stream, peer, l4, &drain).await,
+        SiteMode::Tcp(l4) => {
+            counted.speaks(Spoken::Raw);
+            tcp::serve(&worker, stream, peer, l4, &drain).await;
+        }
         // Boxed, as is HTTP/2, so that connections in clear text hold no room for it.
-        SiteMode::Tls(_) => Box::pin(tls(worker, stream, peer, site, drain)).await,
+        SiteMode::Tls(_) => Box::pin(tls(worker, stream, peer, site, drain, counted)).await,
         SiteMode::Gone | SiteMode::Udp(_) => {}
     }
 }
 
-async fn tls(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, site: Arc<SiteCell>, drain: Rc<Drain>) {
+async fn tls(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    site: Arc<SiteCell>,
+    drain: Rc<Drain>,
+    counted: &Accepted,
+) {
     let work = tokio::time::timeout(worker.config.tls_handshake_timeout, hello(stream, &site));
     let greeted = tokio::select! {
         biased;
         greeted = work => greeted.ok().flatten(),
         () = drain.reached(Phase::Aborting) => None,
     };
+    if !matches!(greeted, Some(Greeted::Passthrough(..))) {
+        counted.shaken_hands(greeted.is_some());
+    }
     match greeted {
-        Some(Greeted::Http(stream, target)) => tls_http(worker, *stream, peer, target, drain).await,
-        Some(Greeted::Bytes(stream, l4)) => tcp::serve(&worker, Shared::new(*stream), peer, &l4, &drain).await,
-        Some(Greeted::Passthrough(stream, l4)) => tcp::serve(&worker, stream, peer, &l4, &drain).await,
+        Some(Greeted::Http(stream, target)) => tls_http(worker, *stream, peer, target, drain, counted).await,
+        Some(Greeted::Bytes(stream, l4)) => {
+            counted.speaks(Spoken::Raw);
+            tcp::serve(&worker, Shared::new(*stream), peer, &l4, &drain).await;
+        }
+        Some(Greeted::Passthrough(stream, l4)) => {
+            counted.speaks(Spoken::Raw);
+            tcp::serve(&worker, stream, peer, &l4, &drain).await;
+        }
         None => tracing::trace!(%peer, "no TLS session"),
     }
 }
@@ -115,11 +137,19 @@ async fn passed_on(stream: &TcpStream, site: &Arc<SiteCell>) -> Option<Arc<L4>> 
 }
 
 /// HTTP inside TLS, in the version agreed on.
-async fn tls_http(worker: Rc<Worker>, stream: TlsStream, peer: SocketAddr, target: Target, drain: Rc<Drain>) {
+async fn tls_http(
+    worker: Rc<Worker>,
+    stream: TlsStream,
+    peer: SocketAddr,
+    target: Target,
+    drain: Rc<Drain>,
+    counted: &Accepted,
+) {
     if stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP[0]) {
+        counted.speaks(Spoken::Http2);
         Box::pin(http2(worker, stream, &[], peer, target, drain)).await;
     } else {
-        http::serve(worker, Shared::new(stream), peer, target, drain).await;
+        http::serve(worker, Shared::new(stream), peer, target, drain, counted).await;
     }
 }
 
@@ -142,7 +172,9 @@ mod tests {
     use super::*;
 
     /// Size of the future that `f` returns.
-    fn size_of_future<F>(_: &impl Fn(Rc<Worker>, TcpStream, SocketAddr, Arc<SiteCell>, Rc<Drain>) -> F) -> usize {
+    fn size_of_future<'a, F>(
+        _: &impl Fn(Rc<Worker>, TcpStream, SocketAddr, Arc<SiteCell>, Rc<Drain>, &'a Accepted) -> F,
+    ) -> usize {
         size_of::<F>()
     }
 

@@ -27,8 +27,9 @@ use super::record::Record;
 use super::request::{self, Client, Framing, Parsed, Reject, Request};
 use super::response::Answer;
 use super::site::Target;
-use super::worker::{Active, Worker};
-use crate::stats::add;
+use super::worker::{Accepted, Active, Worker};
+use crate::access::{Flags, Wire, WrittenHead};
+use crate::stats::Spoken;
 
 /// How long, and for how many bytes, a client may go on sending after we refused what it sends: closing at once would
 /// reset the connection and take our answer with it.
@@ -51,6 +52,9 @@ pub(super) struct Conn<'s, S: Stream> {
     pub reply: Vec<u8>,
     /// Requests seen so far.
     requests: u64,
+    /// TLS version towards the client.
+    tls: Option<&'static str>,
+    counted: &'s Accepted,
     pub patience: Patience<'s>,
 }
 
@@ -77,10 +81,12 @@ pub(super) async fn serve<S: Stream>(
     peer: SocketAddr,
     target: Target,
     drain: Rc<Drain>,
+    counted: &Accepted,
 ) -> Option<(S, Buffer)> {
     let _active = active(&worker, &target);
     let timeout = worker.config.header_read_timeout;
     let deadline = Cell::new(Some(Instant::now() + timeout));
+    let tls = stream.tls_version();
     let ended = {
         let work = async {
             let (reader, writer) = stream.halves();
@@ -92,6 +98,8 @@ pub(super) async fn serve<S: Stream>(
                 head: Vec::new(),
                 reply: Vec::new(),
                 requests: 0,
+                tls,
+                counted,
                 patience: Patience { deadline: &deadline, longest: worker.config.body_idle_timeout },
                 worker: worker.clone(),
                 target,
@@ -167,6 +175,9 @@ impl<S: Stream> Conn<'_, S> {
         loop {
             let Some(next) = self.next(&mut work).await else { return After::Drop };
             deadline.set(None);
+            if self.requests == 0 && !matches!(next, Next::Http2) {
+                self.counted.speaks(Spoken::Http1);
+            }
             self.requests += 1;
             let (after, now) = match next {
                 Next::Forward => {
@@ -174,6 +185,9 @@ impl<S: Stream> Conn<'_, S> {
                     self.input.consume(work.request.length);
                     let record = Record::start(self.worker.clone(), work.rule.clone(), work.backend.clone());
                     let after = self.forward(work, &record).await;
+                    if record.wants_description() {
+                        record.describe(&WrittenHead::parse(&self.head, self.client.ip), self.wire());
+                    }
                     (after, record.finish())
                 }
                 Next::Answer(local) => {
@@ -182,6 +196,8 @@ impl<S: Stream> Conn<'_, S> {
                 }
                 Next::Refused(reject) => {
                     let record = self.record();
+                    // What is there is an earlier request's.
+                    self.head.clear();
                     let after = self.refuse(reject, record.as_ref()).await;
                     (after, record.map_or_else(Instant::now, Record::finish))
                 }
@@ -245,6 +261,11 @@ impl<S: Stream> Conn<'_, S> {
         }
     }
 
+    /// How requests come here.
+    fn wire(&self) -> Wire {
+        Wire { protocol: "HTTP/1.1", tls: self.tls }
+    }
+
     /// Counts what is refused at a Service's own port; who else is meant is not known.
     fn record(&self) -> Option<Record> {
         let site = self.target.load();
@@ -255,13 +276,16 @@ impl<S: Stream> Conn<'_, S> {
 
     /// Answers a request that is not forwarded, and closes the connection: what follows it cannot be trusted.
     pub async fn refuse(&mut self, reject: Reject, record: Option<&Record>) -> After {
+        if let Some(record) = record {
+            record.flag(Flags::BAD_REQUEST);
+        }
         let text = format!("{}: {}\n", reject.status.as_u16(), reject.reason);
         self.answer(reject.status, &text, &[], None, true, record).await
     }
 
     async fn answer_locally(&mut self, local: &Local) -> After {
         if let Some(rule) = &local.rule {
-            add(&rule.stats.shard(self.worker.index).requests, 1);
+            rule.stats.shard(self.worker.index).record(local.status.as_u16(), Duration::ZERO);
         }
         let request = &local.request;
         // A body that nobody takes would be read as the next request.

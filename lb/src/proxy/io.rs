@@ -38,6 +38,10 @@ pub(crate) trait Stream: 'static {
     fn halves(&mut self) -> (Self::Reader<'_>, Self::Writer<'_>);
     /// What it runs over.
     fn with_tcp<R>(&self, look: impl FnOnce(&TcpStream) -> R) -> R;
+    /// TLS version, e.g. `1.3`; `None` in clear text.
+    fn tls_version(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 impl Stream for TcpStream {
@@ -57,6 +61,8 @@ impl Stream for TcpStream {
 /// A TLS stream over TCP.
 pub(crate) trait Session: AsyncRead + AsyncWrite + Unpin + 'static {
     fn tcp(&self) -> &TcpStream;
+    /// The version agreed on.
+    fn version(&self) -> Option<rustls::ProtocolVersion>;
     /// Nothing decrypted is waiting: the socket says whether there is more.
     fn wants_read(&self) -> bool;
 }
@@ -64,6 +70,9 @@ pub(crate) trait Session: AsyncRead + AsyncWrite + Unpin + 'static {
 impl Session for server::TlsStream<TcpStream> {
     fn tcp(&self) -> &TcpStream {
         self.get_ref().0
+    }
+    fn version(&self) -> Option<rustls::ProtocolVersion> {
+        self.get_ref().1.protocol_version()
     }
     fn wants_read(&self) -> bool {
         self.get_ref().1.wants_read()
@@ -73,6 +82,9 @@ impl Session for server::TlsStream<TcpStream> {
 impl Session for client::TlsStream<TcpStream> {
     fn tcp(&self) -> &TcpStream {
         self.get_ref().0
+    }
+    fn version(&self) -> Option<rustls::ProtocolVersion> {
+        self.get_ref().1.protocol_version()
     }
     fn wants_read(&self) -> bool {
         self.get_ref().1.wants_read()
@@ -102,6 +114,14 @@ impl<S: Session> Stream for Shared<S> {
 
     fn with_tcp<R>(&self, look: impl FnOnce(&TcpStream) -> R) -> R {
         look(self.0.borrow().tcp())
+    }
+
+    fn tls_version(&self) -> Option<&'static str> {
+        match self.0.borrow().version()? {
+            rustls::ProtocolVersion::TLSv1_3 => Some("1.3"),
+            rustls::ProtocolVersion::TLSv1_2 => Some("1.2"),
+            _ => None,
+        }
     }
 }
 

@@ -39,6 +39,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::ProxyConfig;
 use crate::listeners::bind::Bound;
+use crate::observe::Observers;
 use site::SiteCell;
 use worker::Command;
 
@@ -65,19 +66,19 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     /// Starts `threads` proxy threads.
-    pub fn start(threads: usize, config: &ProxyConfig) -> Result<Self, StartError> {
+    pub fn start(threads: usize, config: &ProxyConfig, observers: &Arc<Observers>) -> Result<Self, StartError> {
         let config = Arc::new(config.clone());
         let mut proxy = Self { workers: Vec::new(), ended: Vec::new() };
         for index in 0..threads {
             let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
             let (ended_tx, ended) = oneshot::channel();
             // Set up here, so that failure is reported; it moves into its thread before it is used.
-            let config = config.clone();
+            let (config, observers) = (config.clone(), observers.clone());
             let (ready_tx, ready) = std::sync::mpsc::channel();
             std::thread::Builder::new()
                 .name(format!("lb-{index}"))
                 .spawn(move || {
-                    worker::run(index, config, inbox, &ready_tx);
+                    worker::run(index, config, observers, inbox, &ready_tx);
                     // Nobody may be waiting any more.
                     let _ = ended_tx.send(());
                 })

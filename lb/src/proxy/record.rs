@@ -1,15 +1,25 @@
-//! One request from its arrival to the last byte of its response. Counted once, whatever ended it.
+//! One request from its arrival to the last byte of its response. Counted, logged and traced once, whatever ended it.
+//!
+//! Without log and tracing nothing here allocates. With them, a request that is told about costs one description of its head, made
+//! when it is over ([`Record::describe`]); others cost nothing more.
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::worker::Worker;
+use crate::access::{self, Decision, Description, Ending, Flags, Wire, WrittenHead};
 use crate::backend::{Backend, EndpointState};
 use crate::balance::Outcome;
-use crate::route::Rule;
+use crate::route::{Head, Rule};
+use crate::snapshot::routes::PathMatch;
 use crate::stats::{CODE_CLIENT_GONE, add};
+use crate::trace::{Attempt, Context, Trace, context::span_id};
+
+/// Attempts of a request that get a span of their own.
+const MAX_SPANS: usize = 16;
 
 /// See the module.
 pub(crate) struct Record {
@@ -25,11 +35,31 @@ pub(crate) struct Record {
     code: Cell<u16>,
     endpoint: RefCell<Option<Arc<EndpointState>>>,
     counted: bool,
+    attempts: Cell<u32>,
+    bytes_in: Cell<u64>,
+    bytes_out: Cell<u64>,
+    flags: Cell<Flags>,
+    logged: Decision,
+    /// Only when it is told about.
+    told: RefCell<Option<Box<Told>>>,
+}
+
+/// What is gathered of a request that is logged or traced.
+#[derive(Default)]
+struct Told {
+    request: Option<Description>,
+    context: Option<Context>,
+    attempts: Vec<Attempt>,
+    /// The last endpoint, after it was left.
+    endpoint: Option<Arc<EndpointState>>,
 }
 
 impl Record {
     pub fn start(worker: Rc<Worker>, rule: Arc<Rule>, backend: Arc<Backend>) -> Self {
         let started = Instant::now();
+        let access = worker.observers.access.as_ref();
+        let logged = access.map_or(Decision::Never, |sink| sink.decide(rule.policy.access_log_percent));
+        let told = logged != Decision::Never || worker.observers.tracer.is_some();
         Self {
             worker,
             rule,
@@ -40,6 +70,12 @@ impl Record {
             code: Cell::new(CODE_CLIENT_GONE),
             endpoint: RefCell::default(),
             counted: false,
+            attempts: Cell::new(0),
+            bytes_in: Cell::new(0),
+            bytes_out: Cell::new(0),
+            flags: Cell::default(),
+            logged,
+            told: RefCell::new(told.then(Box::default)),
         }
     }
 
@@ -48,6 +84,7 @@ impl Record {
         self.leave_endpoint();
         self.attempt.set(now);
         self.ended.set(None);
+        self.attempts.set(self.attempts.get() + 1);
         endpoint.begin(self.worker.index);
         *self.endpoint.borrow_mut() = Some(endpoint.clone());
     }
@@ -76,6 +113,70 @@ impl Record {
         self.code.get() != CODE_CLIENT_GONE
     }
 
+    /// Puts the trace context for the present attempt into the request's head as it goes to the endpoint (HTTP/1.1). Does nothing
+    /// without tracing.
+    pub fn propagate(&self, head: &mut Vec<u8>, client: IpAddr) {
+        if self.worker.observers.tracer.is_some()
+            && let Some((context, span)) = self.attempt_context(|| WrittenHead::parse(head, client))
+        {
+            context.replace_in(span, head);
+        }
+    }
+
+    /// The trace context for the present attempt and the id of its span; `None` without tracing. `head` is the client's.
+    pub fn attempt_context<H: Head>(&self, head: impl FnOnce() -> H) -> Option<(Context, [u8; 8])> {
+        let tracer = self.worker.observers.tracer.as_ref()?;
+        let mut told = self.told.borrow_mut();
+        let told = told.as_deref_mut()?;
+        let context = told.context.get_or_insert_with(|| {
+            let head = head();
+            tracer.accept(head.header("traceparent").as_deref(), head.header("tracestate").as_deref())
+        });
+        let span_id = span_id();
+        if context.sampled
+            && told.attempts.len() < MAX_SPANS
+            && let Some(endpoint) = self.endpoint.borrow().as_deref()
+        {
+            let start = SystemTime::now();
+            if let Some(before) = told.attempts.last_mut() {
+                // Another attempt: the last one broke.
+                before.end.get_or_insert((start, None));
+            }
+            told.attempts.push(Attempt { span_id, endpoint: endpoint.addr, start, end: None });
+        }
+        Some((context.clone(), span_id))
+    }
+
+    /// Whether [`Record::describe`] has a reader, as far as is known now: call it when the request is over.
+    pub fn wants_description(&self) -> bool {
+        match self.told.borrow().as_deref() {
+            None => false,
+            Some(told) if told.request.is_some() => false,
+            Some(told) => {
+                self.logged.covers(self.code.get())
+                    || told.context.as_ref().map_or(self.worker.observers.tracer.is_some(), |context| context.sampled)
+            }
+        }
+    }
+
+    /// Keeps what the log and spans tell of the request's head.
+    pub fn describe(&self, head: &impl Head, wire: Wire) {
+        let mut told = self.told.borrow_mut();
+        let Some(told) = told.as_deref_mut() else { return };
+        told.request = Some(Description::of(head, wire));
+        if let Some(tracer) = &self.worker.observers.tracer {
+            // A request that was not sent to any endpoint.
+            told.context.get_or_insert_with(|| {
+                tracer.accept(head.header("traceparent").as_deref(), head.header("tracestate").as_deref())
+            });
+        }
+    }
+
+    /// Remembers why it ends as it does.
+    pub fn flag(&self, flags: Flags) {
+        self.flags.set(self.flags.get().with(flags));
+    }
+
     pub fn answered(&self, code: http::StatusCode) {
         self.code.set(code.as_u16());
         if let Some(usage) = self.endpoint.borrow().as_deref().and_then(EndpointState::usage) {
@@ -85,17 +186,23 @@ impl Record {
 
     /// Payload bytes went to the client.
     pub fn sent(&self, bytes: u64) {
-        add(&self.backend.stats.shard(self.worker.index).bytes_out, bytes);
+        let thread = self.worker.index;
+        self.bytes_out.set(self.bytes_out.get() + bytes);
+        add(&self.backend.stats.shard(thread).bytes_out, bytes);
+        add(&self.rule.stats.shard(thread).bytes_out, bytes);
         if let Some(usage) = self.endpoint.borrow().as_deref().and_then(EndpointState::usage) {
-            usage.sent(self.worker.index, bytes);
+            usage.sent(thread, bytes);
         }
     }
 
     /// Payload bytes came from the client.
     pub fn received(&self, bytes: u64) {
-        add(&self.backend.stats.shard(self.worker.index).bytes_in, bytes);
+        let thread = self.worker.index;
+        self.bytes_in.set(self.bytes_in.get() + bytes);
+        add(&self.backend.stats.shard(thread).bytes_in, bytes);
+        add(&self.rule.stats.shard(thread).bytes_in, bytes);
         if let Some(usage) = self.endpoint.borrow().as_deref().and_then(EndpointState::usage) {
-            usage.received(self.worker.index, bytes);
+            usage.received(thread, bytes);
         }
     }
 
@@ -106,19 +213,85 @@ impl Record {
 
     fn count(&mut self) -> Instant {
         let now = self.ended.get().unwrap_or_else(Instant::now);
+        let (thread, code) = (self.worker.index, self.code.get());
+        let took = now.saturating_duration_since(self.started);
+        if let Some(image) = self.endpoint.borrow().as_deref().and_then(|e| e.usage()?.image()) {
+            let shard = image.shard(thread);
+            shard.record(code, took);
+            add(&shard.bytes_in, self.bytes_in.get());
+            add(&shard.bytes_out, self.bytes_out.get());
+        }
         self.leave_endpoint();
-        self.backend
-            .stats
-            .shard(self.worker.index)
-            .record(self.code.get(), now.saturating_duration_since(self.started));
-        add(&self.rule.stats.shard(self.worker.index).requests, 1);
+        self.backend.stats.shard(thread).record(code, took);
+        let rule = self.rule.stats.shard(thread);
+        rule.record(code, took);
+        let retries = self.attempts.get().saturating_sub(1);
+        if retries > 0 {
+            add(&rule.retries, retries.into());
+        }
         self.counted = true;
+        if let Some(told) = self.told.take() {
+            self.tell(*told, now);
+        }
         now
+    }
+
+    /// Logs and traces it.
+    fn tell(&self, told: Told, now: Instant) {
+        let Some(request) = told.request else { return };
+        let code = self.code.get();
+        let status = (code != CODE_CLIENT_GONE).then_some(code);
+        let mut flags = self.flags.get();
+        if self.attempts.get() > 1 {
+            flags = flags.with(Flags::RETRIED);
+        }
+        if status.is_none() {
+            flags = flags.with(Flags::CLIENT_GONE);
+        }
+        let duration = now.saturating_duration_since(self.started);
+        if let Some(sink) = self.worker.observers.access.as_ref().filter(|_| self.logged.covers(code)) {
+            let ending = Ending {
+                status,
+                bytes_in: self.bytes_in.get(),
+                bytes_out: self.bytes_out.get(),
+                duration,
+                upstream: told.endpoint.as_ref().map(|endpoint| endpoint.addr),
+                pod: told.endpoint.as_ref().and_then(|endpoint| Some(&*endpoint.pod.as_ref()?.0)),
+                attempts: self.attempts.get(),
+                rule: Some(&self.rule.id),
+                service: Some(self.backend.service.to_string()),
+                trace: told.context.as_ref().map(|context| crate::trace::context::hex(&context.trace_id)),
+                flags,
+            };
+            let started = k8s_openapi::jiff::Timestamp::now();
+            let time = started.checked_sub(k8s_openapi::jiff::SignedDuration::try_from(duration).unwrap_or_default());
+            sink.log(access::line(time.unwrap_or(started), &request, sink.query, &ending));
+        }
+        if let Some((tracer, context)) = self.worker.observers.tracer.as_ref().zip(told.context)
+            && context.sampled
+        {
+            let end = SystemTime::now();
+            tracer.send(Box::new(Trace {
+                context,
+                request,
+                rule: Some(access::rule_name(&self.rule.id)),
+                route: Some(match &self.rule.path {
+                    PathMatch::Exact(path) | PathMatch::Prefix(path) | PathMatch::Regex(path) => path.to_string(),
+                }),
+                start: end.checked_sub(duration).unwrap_or(end),
+                end,
+                status,
+                attempts: told.attempts,
+            }));
+        }
     }
 
     fn leave_endpoint(&self) {
         if let Some(endpoint) = self.endpoint.take() {
             endpoint.end(self.worker.index);
+            if let Some(told) = self.told.borrow_mut().as_deref_mut() {
+                told.endpoint = Some(endpoint);
+            }
         }
     }
 }

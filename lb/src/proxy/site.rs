@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use super::tls;
 use crate::route::{ByHost, HttpTable, Resolve, Weighted, choose_share};
 use crate::snapshot::routes::{HostPattern, L4Plan, ListenerPlan, Mode, RuleId, TlsAction, TlsSite};
-use crate::stats::RouteStats;
+use crate::stats::{ListenerStats, RouteStats};
 
 /// Where a listener finds what it serves now.
 pub(crate) type SiteCell = ArcSwap<Site>;
@@ -21,6 +21,8 @@ pub(crate) struct Site {
     pub mode: SiteMode,
     /// Sources (address and prefix length) whose PROXY protocol header is required; others' connections are refused. `None`: no header.
     pub accept_proxy: Option<Arc<[(IpAddr, u8)]>>,
+    /// Where its connections are counted; the hub puts it in.
+    pub stats: Arc<ListenerStats>,
 }
 
 /// What happens with a connection.
@@ -78,7 +80,7 @@ pub(crate) fn compile(plan: &ListenerPlan, port: u16, resolve: &mut impl Resolve
         Mode::Udp(l4) => SiteMode::Udp(Arc::new(L4::compile(l4, resolve))),
         Mode::Tls(sites) => SiteMode::Tls(TlsTable::compile(sites, port, resolve)),
     };
-    Site { mode, accept_proxy }
+    Site { mode, accept_proxy, stats: Arc::default() }
 }
 
 /// Sources of PROXY protocol headers, from their text.
@@ -195,6 +197,6 @@ impl Target {
 impl Site {
     /// What remains of a listener whose object is gone.
     pub fn gone() -> Self {
-        Self { mode: SiteMode::Gone, accept_proxy: None }
+        Self { mode: SiteMode::Gone, accept_proxy: None, stats: Arc::default() }
     }
 }

@@ -27,17 +27,21 @@ use crate::stats::add;
 
 /// Endpoints tried for a connection.
 const MAX_CONNECT_ATTEMPTS: usize = 8;
-/// A silence is noticed at the latest this share of the longest one after it became too long.
-const SILENCE_STEPS: u32 = 4;
+/// What connections count as beside requests, in the metrics of routes.
+const SERVED: u16 = 200;
+const REFUSED: u16 = 503;
 
 /// Serves one client connection.
 pub(crate) async fn serve<S: Stream>(worker: &Rc<Worker>, mut client: S, peer: SocketAddr, l4: &L4, drain: &Rc<Drain>) {
     let cell = l4.share(rand::random()).and_then(|share| share.cell.as_ref());
     let Some(backend) = cell.map(|cell| cell.load_full()) else { return };
     let _active = Active::new(backend.stats.clone(), worker.index);
-    add(&l4.stats.shard(worker.index).requests, 1);
+    let (started, route) = (Instant::now(), l4.stats.shard(worker.index));
     // A reset tells the client apart from an orderly end that nothing was served.
-    let refuse = |client: &S| client.with_tcp(|tcp| drop(SockRef::from(tcp).set_linger(Some(Duration::ZERO))));
+    let refuse = |client: &S| {
+        route.record(REFUSED, started.elapsed());
+        client.with_tcp(|tcp| drop(SockRef::from(tcp).set_linger(Some(Duration::ZERO))));
+    };
     let Ok(_permit) = balance::enter_connection(&backend) else { return refuse(&client) };
     let Some((endpoint, mut upstream)) = connect(worker, &backend, peer).await else { return refuse(&client) };
     if let (Some(version), Ok(local)) = (backend.policy.send_proxy, client.with_tcp(TcpStream::local_addr))
@@ -56,10 +60,12 @@ pub(crate) async fn serve<S: Stream>(worker: &Rc<Worker>, mut client: S, peer: S
         match direction {
             Direction::FromClient => {
                 add(&shard.bytes_in, bytes);
+                add(&route.bytes_in, bytes);
                 endpoint.usage().inspect(|usage| usage.received(thread, bytes));
             }
             Direction::ToClient => {
                 add(&shard.bytes_out, bytes);
+                add(&route.bytes_out, bytes);
                 endpoint.usage().inspect(|usage| usage.sent(thread, bytes));
             }
         }
@@ -74,19 +80,9 @@ pub(crate) async fn serve<S: Stream>(worker: &Rc<Worker>, mut client: S, peer: S
             }
         }
         () = drain.reached(Phase::Aborting) => {}
-        () = silence(l4.idle_timeout, &active) => tracing::trace!(%peer, "connection was silent for too long"),
+        () = tunnel::silence(l4.idle_timeout, &active) => tracing::trace!(%peer, "connection was silent for too long"),
     }
-}
-
-/// Ends when nothing was counted for `longest` (or a quarter more); never, if there is no limit.
-async fn silence(longest: Option<Duration>, active: &Cell<bool>) {
-    let Some(longest) = longest else { return std::future::pending().await };
-    let mut silent = 0;
-    while silent < SILENCE_STEPS {
-        active.set(false);
-        tokio::time::sleep(longest / SILENCE_STEPS).await;
-        silent = if active.get() { 0 } else { silent + 1 };
-    }
+    route.record(SERVED, started.elapsed());
 }
 
 /// A connection to the first endpoint that accepts one.
@@ -100,8 +96,9 @@ async fn connect(worker: &Worker, backend: &Backend, peer: SocketAddr) -> Option
         let timeout = backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout);
         match pool::connect(endpoint.addr, timeout).await {
             Ok(stream) => {
-                endpoint.report(&backend.policy, Outcome::Connected(started.elapsed()), worker.index);
-                add(&shard.upstream_opened, 1);
+                let took = started.elapsed();
+                endpoint.report(&backend.policy, Outcome::Connected(took), worker.index);
+                shard.connected(took);
                 return Some((endpoint.clone(), stream));
             }
             Err(error) => {

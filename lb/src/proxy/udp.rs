@@ -18,6 +18,9 @@ use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
+/// What a datagram counts as beside requests, in the metrics of routes.
+const SERVED: u16 = 200;
+
 use super::datagram::{Datagrams, Path};
 use super::drain::{Drain, Phase};
 use super::site::{L4, SiteCell, SiteMode};
@@ -133,7 +136,9 @@ impl Listener {
         let (thread, bytes) = (self.worker.index, bytes as u64);
         add(&session.backend.stats.shard(thread).bytes_in, bytes);
         if let SiteMode::Udp(l4) = &site.load().mode {
-            add(&l4.stats.shard(thread).requests, 1);
+            let route = l4.stats.shard(thread);
+            route.record(SERVED, Duration::ZERO);
+            add(&route.bytes_in, bytes);
         }
         if let Some(usage) = session.endpoint.usage() {
             usage.request(thread);

@@ -20,7 +20,8 @@ use super::tls::Connectors;
 use super::{dispatch, udp};
 use crate::config::ProxyConfig;
 use crate::listeners::bind::{BACKLOG, Bound};
-use crate::stats::{ServiceStats, add, sub};
+use crate::observe::Observers;
+use crate::stats::{ListenerStats, ServiceStats, Spoken, add, sub};
 
 /// Pause after a failed accept (usually: out of file descriptors).
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -44,6 +45,7 @@ pub(crate) struct Worker {
     /// Index of the thread, and of its shard in all counters.
     pub index: usize,
     pub config: Arc<ProxyConfig>,
+    pub observers: Arc<Observers>,
     pub pool: RefCell<Pool>,
     pub stock: Stock,
     /// TLS settings towards endpoints.
@@ -72,6 +74,7 @@ struct Listener {
 pub(crate) fn run(
     index: usize,
     config: Arc<ProxyConfig>,
+    observers: Arc<Observers>,
     commands: mpsc::Receiver<Command>,
     ready: &std::sync::mpsc::Sender<std::io::Result<()>>,
 ) {
@@ -89,6 +92,7 @@ pub(crate) fn run(
     let worker = Rc::new(Worker {
         index,
         config,
+        observers,
         pool,
         stock: Stock::default(),
         connectors: Connectors::default(),
@@ -197,14 +201,45 @@ async fn accept_loop(worker: &Rc<Worker>, socket: &TcpListener, site: &Arc<SiteC
 
 fn connection(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, site: &Arc<SiteCell>, drain: &Rc<Drain>) {
     if worker.is_full() {
+        site.load().stats.shard(worker.index).refused();
         return;
     }
     let guard = ConnectionGuard::new(worker.clone());
     let (worker, site, drain) = (worker.clone(), site.clone(), drain.clone());
     tokio::task::spawn_local(async move {
-        dispatch::serve(worker, stream, peer, site, drain).await;
-        drop(guard);
+        let counted = Accepted::new(site.load().stats.clone(), worker.index);
+        dispatch::serve(worker, stream, peer, site, drain, &counted).await;
+        drop((guard, counted));
     });
+}
+
+/// Counts a client's connection for its listener while it lives.
+pub(crate) struct Accepted {
+    stats: Arc<ListenerStats>,
+    thread: usize,
+}
+
+impl Accepted {
+    pub fn new(stats: Arc<ListenerStats>, thread: usize) -> Self {
+        stats.shard(thread).accepted();
+        Self { stats, thread }
+    }
+
+    /// A TLS handshake ended.
+    pub fn shaken_hands(&self, ok: bool) {
+        self.stats.shard(self.thread).handshake(ok);
+    }
+
+    /// It is known what it speaks.
+    pub fn speaks(&self, protocol: Spoken) {
+        self.stats.shard(self.thread).speaks(protocol);
+    }
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        self.stats.shard(self.thread).closed();
+    }
 }
 
 /// Counts a client's connection for its Service while it lives.

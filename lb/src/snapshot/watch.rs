@@ -110,13 +110,14 @@ pub(crate) async fn run(
             }
             () = shutdown.cancelled() => return,
         };
+        let since = std::time::Instant::now();
         let mut publish = apply(&mut compiler, &mut progress, first);
         for _ in 1..MAX_BATCH {
             let Some(Some(change)) = changes.next().now_or_never() else { break };
             publish |= apply(&mut compiler, &mut progress, change);
         }
         if publish && progress.is_complete() {
-            hub.publish(compiler.snapshot());
+            hub.publish_since(compiler.snapshot(), Some(since));
             status_due.get_or_insert_with(|| Instant::now() + STATUS_PAUSE);
         }
     }

@@ -16,6 +16,7 @@ mod policies;
 mod proxied;
 mod routed;
 mod scripted;
+mod seen;
 mod smuggling;
 mod support;
 mod tcp;

@@ -69,6 +69,18 @@ async fn bootstrap_made_a_cluster() {
 }
 
 #[tokio::test]
+async fn the_load_balancers_views_are_for_those_who_may() {
+    let api = Api::start().await;
+    api.get("/lb/top").await.says(404, "--lb-views");
+    let views = axum::routing::get(|axum::extract::Path(view): axum::extract::Path<String>| async move { view });
+    assert!(api.server.lb_views.set(axum::Router::new().route("/lb/{view}", views)).is_ok());
+    assert_eq!(api.get("/lb/top?x=1").await.is(200).body, json!("top"));
+    let stranger = api.server.in_process(crate::user::UserInfo::system("eve", &[]));
+    let request = Request::builder().uri("/lb/top").body(Body::empty()).unwrap();
+    assert_eq!(stranger.oneshot(request).await.unwrap().status(), 403);
+}
+
+#[tokio::test]
 async fn health_discovery_and_unknown_paths() {
     let api = Api::start().await;
     assert_eq!(api.get("/readyz").await.is(200).body, json!("ok"));

@@ -1,0 +1,274 @@
+//! Traffic that can be seen: access log, trace context and spans, metrics and views, over real sockets.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use scaleup_lb::AccessTarget;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::support::*;
+
+/// Waits for the lines of a log that are there once `count` requests were logged.
+async fn lines(path: &Path, count: usize) -> Vec<Value> {
+    let read = async {
+        loop {
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            if text.lines().count() >= count && text.ends_with('\n') {
+                return text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, read).await.expect("the lines are written")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_logged_with_what_came_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let [endpoint] = endpoints::<1>().await;
+    let target = AccessTarget::File(path.clone());
+    let lab = Lab::start("http", &[endpoint.addr], |config| config.observe.access_log = Some(target)).await;
+    let mut client = Client::connect(lab.addr).await;
+    client.get("/a?token=secret").await;
+    let posted = client.post("/echo", text_body("hello")).await;
+    drop(http_body_util::BodyExt::collect(posted.into_body()).await.unwrap());
+    let forged =
+        raw(lab.addr, b"GET /f HTTP/1.1\r\nhost: h\r\nuser-agent: a\"}\x0b{\"status\":1\r\nconnection: close\r\n\r\n")
+            .await;
+    assert!(!forged.is_empty());
+    raw(lab.addr, b"nonsense\r\n\r\n").await;
+    endpoint.kill();
+    lab.set(&[]);
+    client.get("/none").await;
+    let mut lines = lines(&path, 5).await;
+    // Threads write when they are done, so the order of connections is not certain.
+    let mut take = |field: &str, value: Value| {
+        let at = lines
+            .iter()
+            .position(|line| line[field] == value)
+            .unwrap_or_else(|| panic!("{field} {value} in {lines:?}"));
+        lines.remove(at)
+    };
+    let got = take("path", "/a".into());
+    assert_eq!((&got["method"], &got["host"], &got["status"]), (&"GET".into(), &"web".into(), &200.into()));
+    assert_eq!(
+        (&got["client"], &got["protocol"], &got["attempts"]),
+        (&"127.0.0.1".into(), &"HTTP/1.1".into(), &1.into())
+    );
+    assert_eq!(got["upstream"], endpoint.addr.to_string());
+    assert_eq!(got["pod_uid"], format!("pod-{}", endpoint.addr));
+    assert_eq!((&got["service"], &got["route"]), (&"shop/web".into(), &"Service shop/web rule 0".into()));
+    assert_eq!((&got["bytes_in"], &got["bytes_out"], &got["query"]), (&0.into(), &2.into(), &Value::Null));
+    assert!(got["duration_ms"].as_f64().unwrap() > 0.0 && got["time"].as_str().unwrap().starts_with("20"), "{got}");
+    let posted = take("path", "/echo".into());
+    assert_eq!((&posted["bytes_in"], &posted["bytes_out"]), (&5.into(), &5.into()));
+    let none = take("path", "/none".into());
+    assert_eq!(
+        (&none["status"], &none["flags"], &none["upstream"]),
+        (&503.into(), &serde_json::json!(["no_endpoint"]), &Value::Null)
+    );
+    let refused = take("flags", serde_json::json!(["bad_request"]));
+    assert!(refused["status"] == 400 && refused["path"] == "", "nothing of an earlier request: {refused}");
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_failures_are_logged_of_requests_that_are_not_sampled() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let target = AccessTarget::File(path.clone());
+    let lab = Lab::start("http", &[], |config| {
+        config.observe.access_log = Some(target);
+        // One in a hundred million.
+        config.observe.access_log_percent = 1e-6;
+    })
+    .await;
+    let [endpoint] = endpoints::<1>().await;
+    lab.set(&[endpoint.addr]);
+    let mut client = Client::connect(lab.addr).await;
+    for _ in 0..20 {
+        client.get("/ok").await;
+    }
+    lab.set(&[]);
+    client.get("/failed").await;
+    lab.stop().await;
+    let lines = lines(&path, 1).await;
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!((&lines[0]["path"], &lines[0]["status"]), (&"/failed".into(), &503.into()));
+}
+
+/// A collector that takes OTLP/HTTP; the bodies it got. The first request is refused.
+async fn collector() -> (SocketAddr, Arc<Mutex<Vec<Value>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let got: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let bodies = got.clone();
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let head = read_head(&mut stream).await;
+            assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{head}");
+            assert!(head.to_ascii_lowercase().contains("content-type: application/json\r\n"), "{head}");
+            let length = head.to_ascii_lowercase();
+            let length: usize =
+                length.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap().parse().unwrap();
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).await.unwrap();
+            let status = if number == 0 { "503 Service Unavailable" } else { "200 OK" };
+            if number > 0 {
+                bodies.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
+            }
+            stream.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\n\r\n{{}}").as_bytes()).await.unwrap();
+        }
+    });
+    (addr, got)
+}
+
+/// All spans that came, once there are `count`.
+async fn spans(got: &Mutex<Vec<Value>>, count: usize) -> Vec<Value> {
+    let wait = async {
+        loop {
+            let spans: Vec<Value> = {
+                let bodies = got.lock().unwrap();
+                let lists = bodies.iter().map(|body| &body["resourceSpans"][0]["scopeSpans"][0]["spans"]);
+                lists.flat_map(|spans| spans.as_array().unwrap().clone()).collect()
+            };
+            if spans.len() >= count {
+                return spans;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("the spans come")
+}
+
+fn attribute<'a>(span: &'a Value, key: &str) -> Option<&'a Value> {
+    let found = span["attributes"].as_array()?.iter().find(|attribute| attribute["key"] == key)?;
+    found["value"].as_object()?.values().next()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traces_are_continued_and_their_spans_exported() {
+    let (address, got) = collector().await;
+    let [endpoint] = endpoints::<1>().await;
+    let lab = Lab::start("http", &[endpoint.addr], |config| {
+        config.observe.otlp_endpoint = Some(format!("http://{address}"));
+        config.observe.trace_percent = 0.0;
+    })
+    .await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let seen = send_to(lab.addr, &format!("00-{trace}-b7ad6b7169203331-01")).await;
+    let parent = seen.lines().find_map(|line| line.strip_prefix("traceparent: ")).expect("passed on");
+    assert_eq!(seen.matches("traceparent").count(), 1, "{seen}");
+    assert!(seen.contains("tracestate: v=1"), "{seen}");
+    let spans = spans(&got, 2).await;
+    let [server, attempt] = &spans[..] else { panic!("{spans:#?}") };
+    for span in [server, attempt] {
+        assert_eq!(span["traceId"], trace);
+        assert_eq!(attribute(span, "http.request.method"), Some(&"GET".into()));
+        assert_eq!(attribute(span, "http.response.status_code"), Some(&"200".into()));
+        assert_eq!(span["status"]["code"], 0);
+    }
+    assert_eq!((&server["kind"], &attempt["kind"]), (&2.into(), &3.into()));
+    assert_eq!((&server["parentSpanId"], &attempt["parentSpanId"]), (&"b7ad6b7169203331".into(), &server["spanId"]));
+    assert_eq!(parent, format!("00-{trace}-{}-01", attempt["spanId"].as_str().unwrap()));
+    assert_eq!(attribute(server, "url.path"), Some(&"/headers".into()));
+    assert_eq!(attribute(server, "user_agent.original"), Some(&"test".into()));
+    assert_eq!(attribute(attempt, "server.port"), Some(&endpoint.addr.port().to_string().into()));
+    // Not sampled by its caller: passed on, not exported. Not valid: a new trace, without the state.
+    let seen = send_to(lab.addr, &format!("00-{trace}-b7ad6b7169203331-00")).await;
+    assert!(seen.contains(&format!("traceparent: 00-{trace}-")) && !seen.contains("b7ad6b7169203331"), "{seen}");
+    let seen = send_to(lab.addr, "00-nonsense").await;
+    let parent = seen.lines().find_map(|line| line.strip_prefix("traceparent: ")).expect("a new one");
+    assert!(parent.len() == 55 && !seen.contains("tracestate") && !seen.contains(trace), "{seen}");
+    lab.stop().await;
+    let all = got.lock().unwrap().len();
+    assert_eq!(all, 1, "what is not sampled is not exported");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_attempt_has_a_span_and_context_passes_untouched_without_tracing() {
+    let [endpoint] = endpoints::<1>().await;
+    let lab = Lab::http(&[endpoint.addr]).await;
+    let seen = send_to(lab.addr, "anything goes").await;
+    assert!(seen.contains("traceparent: anything goes") && seen.contains("tracestate: v=1"), "{seen}");
+    lab.stop().await;
+    let (address, got) = collector().await;
+    let lab = Lab::start("http", &[endpoint.addr], |config| {
+        config.observe.otlp_endpoint = Some(format!("http://{address}"));
+        config.observe.trace_percent = 100.0;
+    })
+    .await;
+    // An endpoint that closes every connection at once: a GET is sent again, to the other one.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    lab.set(&[listener.local_addr().unwrap(), endpoint.addr]);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = read_head(&mut stream).await;
+        }
+    });
+    let before = lab.totals().retries;
+    while lab.totals().retries == before {
+        send_to(lab.addr, "00-nonsense").await;
+    }
+    let failed = |spans: &[Value]| {
+        spans.iter().find(|s| attribute(s, "error.type") == Some(&"connection_failed".into())).cloned()
+    };
+    let wait = async {
+        loop {
+            let now = spans(&got, 1).await;
+            if let Some(span) = failed(&now) {
+                return (span, now);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let (span, all) = tokio::time::timeout(PATIENCE, wait).await.expect("a span of the failed attempt");
+    assert_eq!((&span["kind"], &span["status"]["code"]), (&3.into(), &2.into()));
+    let server = all.iter().find(|s| s["spanId"] == span["parentSpanId"]).expect("its request");
+    assert_eq!(
+        (&server["status"]["code"], attribute(server, "http.response.status_code")),
+        (&0.into(), Some(&"200".into()))
+    );
+    let again = all.iter().filter(|s| s["parentSpanId"] == server["spanId"]).nth(1).expect("the second attempt");
+    assert_eq!(attribute(again, "http.request.resend_count"), Some(&"1".into()));
+    lab.stop().await;
+}
+
+/// What an endpoint sees of a request with these trace fields.
+async fn send_to(addr: SocketAddr, parent: &str) -> String {
+    let request = format!(
+        "GET /headers HTTP/1.1\r\nhost: web\r\nTraceparent: {parent}\r\ntracestate: v=1\r\nuser-agent: test\r\nconnection: close\r\n\r\n"
+    );
+    String::from_utf8(raw(addr, request.as_bytes()).await).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn views_and_metrics_tell_of_traffic() {
+    let endpoints = endpoints::<2>().await;
+    let lab = Lab::http(&addresses(&endpoints)).await;
+    let mut client = Client::connect(lab.addr).await;
+    for _ in 0..10 {
+        client.get("/").await;
+    }
+    lab.until("all are counted", |t| t.codes[1] == 10).await;
+    let totals = lab.totals();
+    assert_eq!((totals.durations.count(), totals.connects.count(), totals.upstream_opened), (10, 2, 2));
+    let top = lab.lb.view("top", "").unwrap();
+    let [service] = &top["services"].as_array().unwrap()[..] else { panic!("{top}") };
+    assert_eq!((&service["name"], &service["codes"][1], &service["endpoints"]), (&"web".into(), &10.into(), &2.into()));
+    let usage = lab.lb.view("usage", "").unwrap();
+    assert_eq!(usage["pods"][0]["requests"], 5);
+    let query = format!("method=GET&url=http%3A%2F%2F{}%2F", lab.addr);
+    let said = lab.lb.view("explain", &query).unwrap();
+    assert_eq!(said["listener"], format!("{SERVICE_PORT}/TCP for Service shop/web"));
+    assert_eq!(said["backends"][0]["endpoints"].as_array().unwrap().len(), 2);
+    assert_eq!(said["backends"][0]["endpoints"].as_array().unwrap().iter().filter(|e| e["chosen"] == true).count(), 1);
+    assert!(lab.lb.view("other", "").is_err() && lab.lb.view("explain", "").is_err());
+    lab.stop().await;
+}
