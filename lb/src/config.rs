@@ -75,6 +75,8 @@ pub struct ProxyConfig {
     pub response_header_timeout: Option<Duration>,
     /// Longest time from the end of one request to the complete header of the next (also the keep-alive idle time).
     pub header_read_timeout: Duration,
+    /// Longest wait for the receiver of an HTTP/2 body to take more of it.
+    pub send_timeout: Duration,
     /// How long an idle upstream connection is kept. Below 5 s, the keep-alive time of many HTTP servers, so that we
     /// close first and a request that may not be replayed never meets a connection that is just being closed.
     pub upstream_idle_timeout: Duration,
@@ -102,6 +104,7 @@ impl Default for ProxyConfig {
             connect_timeout: Duration::from_secs(2),
             response_header_timeout: None,
             header_read_timeout: Duration::from_secs(30),
+            send_timeout: Duration::from_secs(60),
             upstream_idle_timeout: Duration::from_secs(4),
             max_idle_per_endpoint: 256,
             max_requests_per_connection: 100_000,

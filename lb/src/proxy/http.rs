@@ -28,7 +28,7 @@ use super::record::Record;
 use super::request::{self, Client, Framing, Parsed, Reject, Request};
 use super::response::Answer;
 use super::site::{SiteCell, SiteMode};
-use super::tunnel;
+use super::{h2, tunnel};
 use super::worker::{Active, Worker};
 use crate::backend::{Backend, EndpointState, Tried};
 use crate::balance::{Choice, Outcome};
@@ -72,6 +72,8 @@ enum After {
     Drop,
     /// It is reset, so that the client sees that the response is incomplete.
     Reset,
+    /// It goes on in HTTP/2.
+    Http2,
 }
 
 /// Serves a client connection until either side closes it or the listener's drain ends it.
@@ -87,7 +89,7 @@ pub(crate) async fn serve(
     let timeout = worker.config.header_read_timeout;
     let deadline = Cell::new(Some(Instant::now() + timeout));
     let work = async {
-        let after = {
+        let (after, early) = {
             let (reader, writer) = stream.split();
             let peer = peer.ip().to_canonical();
             let mut conn = Conn {
@@ -98,28 +100,29 @@ pub(crate) async fn serve(
                 reply: Vec::new(),
                 requests: 0,
                 worker: worker.clone(),
-                site,
+                site: site.clone(),
                 peer,
                 reader,
                 writer,
             };
-            conn.run(&deadline).await
+            (conn.run(&deadline).await, conn.input)
         };
         if after == After::Reset {
             let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         }
+        (after == After::Http2).then_some((stream, early))
     };
     let mut work = pin!(work);
     let mut timer = pin!(tokio::time::sleep(timeout));
     let (mut draining, mut aborting) = (pin!(drain.reached(Phase::Draining)), pin!(drain.reached(Phase::Aborting)));
     let mut registered = false;
-    std::future::poll_fn(|cx| {
+    let upgraded = std::future::poll_fn(|cx| {
         // Polled once to register this task, then only when there is news: a request costs two comparisons here.
         if !registered || drain.phase() != Phase::Serving {
             // The request loop looks at the phase itself.
             let _ = drain.phase() < Phase::Draining && draining.as_mut().poll(cx).is_ready();
             if aborting.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
+                return Poll::Ready(None);
             }
         }
         if !registered || timer.is_elapsed() {
@@ -127,15 +130,19 @@ pub(crate) async fn serve(
                 let (now, due) = (Instant::now(), deadline.get());
                 if due.is_some_and(|due| due <= now) {
                     tracing::trace!(%peer, "no request in time");
-                    return Poll::Ready(());
+                    return Poll::Ready(None);
                 }
                 timer.as_mut().reset(due.unwrap_or(now + timeout).into());
             }
         }
         registered = true;
         work.as_mut().poll(cx)
-    })
-    .await;
+    });
+    if let Some((stream, early)) = upgraded.await {
+        let target = h2::Target::Clear(site.clone());
+        // Boxed, so that connections which never get here do not hold room for it.
+        Box::pin(h2::serve(worker.clone(), stream, early.bytes(), peer, target, drain.clone())).await;
+    }
 }
 
 /// The rule of a Service's own port.
@@ -146,7 +153,7 @@ fn rule_of(site: &SiteCell) -> Option<Arc<Rule>> {
     }
 }
 
-fn client(ip: IpAddr, trusted: bool) -> Client {
+pub(crate) fn client(ip: IpAddr, trusted: bool) -> Client {
     let address = ip.to_string();
     let node = if ip.is_ipv6() { format!("\"[{address}]\"") } else { address.clone() };
     Client { address, node, trusted }
@@ -157,6 +164,9 @@ impl Conn<'_> {
         let timeout = self.worker.config.header_read_timeout;
         loop {
             let Some(parsed) = self.next_head().await else { return After::Drop };
+            if parsed == Parsed::Http2 {
+                return if self.requests == 0 { After::Http2 } else { After::Drop };
+            }
             deadline.set(None);
             let Some(rule) = rule_of(&self.site) else { return After::Drop };
             let Some(cell) = rule.share(rand::random()).and_then(|share| share.cell.clone()) else {
@@ -179,7 +189,7 @@ impl Conn<'_> {
                     self.linger().await;
                     return After::Drop;
                 }
-                After::Drop | After::Reset => return after,
+                After::Drop | After::Reset | After::Http2 => return after,
             }
             self.input.release(&self.worker.stock);
             if self.reply.capacity() > SMALL {
@@ -434,7 +444,7 @@ impl Failure {
 }
 
 /// Now, as in a `Date` header.
-fn http_date() -> String {
+pub(crate) fn http_date() -> String {
     let now = k8s_openapi::jiff::Timestamp::now();
     // Only years beyond 9999 cannot be printed.
     k8s_openapi::jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&now).unwrap_or_default()

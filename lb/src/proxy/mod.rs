@@ -9,6 +9,8 @@ mod chunked;
 mod drain;
 mod exchange;
 mod fields;
+mod filters;
+mod h2;
 mod http;
 mod pool;
 mod record;

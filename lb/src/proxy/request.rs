@@ -336,7 +336,7 @@ fn replace_claims(host: &[u8], client: &Client, out: &mut Vec<u8>) {
 }
 
 /// Bytes of a path or query that endpoints see as sent. Beyond RFC 3986 those that browsers send unescaped; no fragment.
-fn is_target_byte(byte: u8) -> bool {
+pub(crate) fn is_target_byte(byte: u8) -> bool {
     matches!(byte, b'!' | b'"' | b'$'..=b';' | b'=' | b'?'..=b'_' | b'a'..=b'~' | 0x80..)
 }
 

@@ -16,7 +16,7 @@ use super::buffer::Stock;
 use super::drain::{Drain, Phase};
 use super::pool::Pool;
 use super::site::{SiteCell, SiteMode};
-use super::{http, tcp};
+use super::{h2, http, tcp};
 use crate::config::ProxyConfig;
 use crate::listeners::bind::BACKLOG;
 use crate::stats::{ServiceStats, add, sub};
@@ -45,6 +45,7 @@ pub(crate) struct Worker {
     pub config: Arc<ProxyConfig>,
     pub pool: RefCell<Pool>,
     pub stock: Stock,
+    pub h2: h2::Shared,
     connections: Cell<usize>,
     idle: Notify,
 }
@@ -79,6 +80,7 @@ pub(crate) fn run(
         config,
         pool,
         stock: Stock::default(),
+        h2: h2::Shared::default(),
         connections: Cell::new(0),
         idle: Notify::new(),
     });
@@ -107,7 +109,10 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 // The manager may have been stopped meanwhile.
                 let _ = closed.send(());
             }
-            Some(Command::Sweep) => worker.pool.borrow_mut().sweep(),
+            Some(Command::Sweep) => {
+                worker.pool.borrow_mut().sweep();
+                worker.h2.pool.sweep();
+            }
             Some(Command::Stop { grace }) => break grace,
             None => break Duration::ZERO,
         }
@@ -123,6 +128,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
         }
     }
     worker.pool.borrow_mut().clear();
+    worker.h2.pool.clear();
 }
 
 fn open(worker: &Rc<Worker>, socket: std::net::TcpListener, site: Arc<SiteCell>) -> Option<Listener> {
