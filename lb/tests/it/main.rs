@@ -5,6 +5,12 @@
 
 mod api;
 mod dns;
+mod h2_floods;
+mod h2_frames;
+mod h2_grpc;
+mod h2_requests;
+mod h2_smuggling;
+mod h2_support;
 mod http;
 mod nft;
 mod smuggling;

@@ -23,6 +23,7 @@
 
 mod answer;
 mod arena;
+pub(crate) mod bridge;
 mod filters;
 mod forward;
 mod head;
