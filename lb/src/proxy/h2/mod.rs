@@ -68,8 +68,9 @@ const RESET_STREAMS: usize = 128;
 const RESET_STREAM_TIME: Duration = Duration::from_secs(2);
 /// Streams that a client reset before they were accepted.
 const MAX_PENDING_RESETS: usize = 32;
-/// Streams that we had to reset for a client's protocol errors, in a connection's life.
-const MAX_LOCAL_RESETS: usize = 128;
+/// Streams that we had to reset for a client's protocol errors, in a connection's life. Refused streams count, too: a client may open
+/// some too many before it has read our limit.
+const MAX_LOCAL_RESETS: usize = 512;
 /// What RFC 9113 §6.5.2 counts per field beside its name and value.
 const MAX_FIELD_OVERHEAD: usize = 32;
 
