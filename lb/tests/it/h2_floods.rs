@@ -143,7 +143,8 @@ async fn hpack_bomb() {
 #[tokio::test(flavor = "multi_thread")]
 async fn zero_window_stall() {
     let [endpoint] = endpoints::<1>().await;
-    let lab = Lab::start("http", &[endpoint.addr], |config| config.proxy.send_timeout = Duration::from_millis(300)).await;
+    let lab =
+        Lab::start("http", &[endpoint.addr], |config| config.proxy.send_timeout = Duration::from_millis(300)).await;
     let mut raw = Raw::connect(lab.addr).await;
     raw.write(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
     raw.write(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &request("GET", "/stream/8", &[]))).await;
@@ -184,15 +185,20 @@ async fn too_many_streams() {
 async fn silence() {
     let [endpoint] = endpoints::<1>().await;
     let lab =
-        Lab::start("http", &[endpoint.addr], |config| config.proxy.header_read_timeout = Duration::from_millis(300)).await;
+        Lab::start("http", &[endpoint.addr], |config| config.proxy.header_read_timeout = Duration::from_millis(300))
+            .await;
     for (name, bytes) in [
         ("half a preface", PREFACE[..20].to_vec()),
         ("only a preface", PREFACE.to_vec()),
         ("an idle connection", [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()),
-        ("a header block that does not end", [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, 0, 1, b"")].concat()),
+        (
+            "a header block that does not end",
+            [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, 0, 1, b"")].concat(),
+        ),
         (
             "a body that does not come, PINGs unanswered",
-            [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, END_HEADERS, 1, &request("POST", "/length", &[]))].concat(),
+            [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, END_HEADERS, 1, &request("POST", "/length", &[]))]
+                .concat(),
         ),
     ] {
         let mut raw = Raw { stream: tokio::net::TcpStream::connect(lab.addr).await.unwrap() };

@@ -27,7 +27,9 @@ async fn http1_endpoints_serve_http2_clients() {
     assert_eq!(endpoint.connections.load(std::sync::atomic::Ordering::Relaxed), 1, "they share a connection");
     let fields = [("cookie", "a=1"), ("cookie", "b=2"), ("x-forwarded-for", "6.6.6.6"), ("te", "trailers")];
     let seen = client.try_send("GET", "/headers?q=1", &fields, b"").await.unwrap().text();
-    for line in ["GET /headers?q=1\n", "host: web\n", "cookie: a=1; b=2\n", "x-forwarded-for: 127.0.0.1\n", "te: trailers\n"] {
+    for line in
+        ["GET /headers?q=1\n", "host: web\n", "cookie: a=1; b=2\n", "x-forwarded-for: 127.0.0.1\n", "te: trailers\n"]
+    {
         assert!(seen.contains(line), "{line:?} in {seen}");
     }
     let (head, empty) = (client.try_send("HEAD", "/", &[], b"").await.unwrap(), client.get("/empty").await);

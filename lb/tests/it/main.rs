@@ -8,6 +8,7 @@ mod dns;
 mod h2_floods;
 mod h2_frames;
 mod h2_grpc;
+mod h2_policies;
 mod h2_requests;
 mod h2_smuggling;
 mod h2_support;

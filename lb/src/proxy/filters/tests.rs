@@ -130,7 +130,18 @@ fn edits_set_add_and_remove() {
 
 #[test]
 fn edits_cannot_touch_framing_or_split_a_message() {
-    let names = ["content-length", "Transfer-Encoding", "connection", "host", "te", "upgrade", "trailer", "keep-alive", ":path", ""];
+    let names = [
+        "content-length",
+        "Transfer-Encoding",
+        "connection",
+        "host",
+        "te",
+        "upgrade",
+        "trailer",
+        "keep-alive",
+        ":path",
+        "",
+    ];
     for name in names {
         let list = [Filter::RequestHeaders(HeaderEdits {
             set: pairs(&[(name, "1")]),
@@ -140,7 +151,10 @@ fn edits_cannot_touch_framing_or_split_a_message() {
         let edits = filters(&list).request_edits();
         assert!(!edits.drops(name) && edits.added().next().is_none(), "{name}");
     }
-    let list = [Filter::RequestHeaders(HeaderEdits { add: pairs(&[("x", "a\r\ny: b"), ("a b", "c")]), ..HeaderEdits::default() })];
+    let list = [Filter::RequestHeaders(HeaderEdits {
+        add: pairs(&[("x", "a\r\ny: b"), ("a b", "c")]),
+        ..HeaderEdits::default()
+    })];
     assert!(filters(&list).request_edits().added().next().is_none());
 }
 
@@ -202,7 +216,9 @@ fn responses_to_allowed_origins_say_so() {
         ("access-control-expose-headers", "x-seen"),
     ];
     assert_eq!(got, expected);
-    for origin in ["https://example", "https://.example", "http://a.example", "https://a/.example", "https://a.example, x"] {
+    for origin in
+        ["https://example", "https://.example", "http://a.example", "https://a/.example", "https://a.example, x"]
+    {
         assert!(!origin_matches("https://*.example", origin), "{origin}");
     }
 }

@@ -210,7 +210,11 @@ async fn relay(
     out.extend_from_slice(b"\r\n");
     while let Some(data) = body.data().await {
         let data = data.map_err(|_| Broke::Midway)?;
-        if is_chunked { write_chunk(&data, &mut out) } else { out.extend_from_slice(&data) }
+        if is_chunked {
+            write_chunk(&data, &mut out)
+        } else {
+            out.extend_from_slice(&data)
+        }
         writer.write_all(&out).await.map_err(|_| Broke::Client)?;
         out.clear();
         // Window that cannot be given back belongs to a stream that is over.

@@ -55,3 +55,78 @@ fn edit(edits: Edits<'_>, fields: &mut HeaderMap) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::sync::Arc;
+
+    use http::{Request, StatusCode};
+
+    use super::*;
+    use crate::backend::BackendCell;
+    use crate::backend::tests::backend;
+    use crate::config::ProxyConfig;
+    use crate::policy::RequestPolicy;
+    use crate::snapshot::routes::{Filter, HeaderEdits, PathMatch, PathRewrite, RedirectPlan, RuleId};
+    use crate::stats::RouteStats;
+
+    fn rule(filters: Vec<Filter>) -> Rule {
+        let cell = Arc::new(BackendCell::from_pointee(backend(&[], false)));
+        let stats = Arc::new(RouteStats::new(1));
+        let mut rule = Rule::of_service(RuleId::default(), cell, Arc::new(RequestPolicy::default()), stats);
+        rule.path = PathMatch::Prefix("/old".into());
+        rule.filters = filters.into();
+        rule
+    }
+
+    fn head() -> Head {
+        let request = Request::builder().uri("http://a.example/old/x?q=1").header("x-gone", "1").header("x-kept", "1");
+        let config = ProxyConfig::default();
+        Head::check(request.body(()).expect("a request"), true, IpAddr::from([192, 0, 2, 7]), &config)
+            .expect("a good head")
+    }
+
+    fn edits() -> HeaderEdits {
+        let pair = |name: &str, value: &str| (name.into(), value.into());
+        HeaderEdits { set: vec![pair("x-set", "2")], add: vec![pair("x-kept", "3")], remove: vec!["x-gone".into()] }
+    }
+
+    #[test]
+    fn requests_are_rewritten_for_both_versions() {
+        let path = Some(PathRewrite::Prefix("/new".into()));
+        let rewrite = Filter::Rewrite { hostname: Some("B.example".into()), path };
+        let rule = rule(vec![rewrite, Filter::RequestHeaders(edits())]);
+        let mut head = head();
+        request(Filters::of_rule(&rule), &mut head, &rule);
+        let mut out = Vec::new();
+        head.write_http1(&mut out);
+        let expected = "GET /new/x?q=1 HTTP/1.1|host: B.example|x-kept: 1|x-kept: 3|x-set: 2||";
+        assert_eq!(String::from_utf8_lossy(&out).replace("\r\n", "|"), expected);
+        assert_eq!(head.host(), "b.example");
+        let request = head.to_http2(true).expect("a head");
+        assert_eq!(request.uri(), "https://B.example/new/x?q=1");
+    }
+
+    #[test]
+    fn redirects_answer() {
+        let plan = RedirectPlan { scheme: Some("https".into()), hostname: None, port: None, path: None, status: 301 };
+        let rule = rule(vec![Filter::Redirect(plan)]);
+        let place = Place { https: false, port: 80 };
+        let answer = answer(Filters::of_rule(&rule), &head(), &rule, place).expect("an answer");
+        assert_eq!(answer.status, StatusCode::MOVED_PERMANENTLY);
+        assert_eq!(answer.fields.get("location").map(HeaderValue::as_bytes), Some(&b"https://a.example/old/x?q=1"[..]));
+    }
+
+    #[test]
+    fn responses_are_edited() {
+        let rule = rule(vec![Filter::ResponseHeaders(edits())]);
+        let mut fields = HeaderMap::from_iter([(HeaderName::from_static("x-gone"), HeaderValue::from_static("1"))]);
+        response(Filters::of_rule(&rule), &vec![("access-control-allow-origin", "*".to_owned())], &mut fields);
+        assert!(!fields.contains_key("x-gone"));
+        assert_eq!(
+            (fields["x-set"].as_bytes(), fields["access-control-allow-origin"].as_bytes()),
+            (&b"2"[..], &b"*"[..])
+        );
+    }
+}

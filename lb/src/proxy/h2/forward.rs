@@ -70,7 +70,6 @@ pub(super) struct Job<'a> {
     retries: u32,
     begun: Instant,
     replayable: bool,
-    judged: Cell<bool>,
     head_timeout: Option<Duration>,
     meter: &'a Meter,
 }
@@ -105,7 +104,12 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
         Found::Rule(rule, port) => (rule, port),
         Found::Nothing => return refuse(stream, &head, StatusCode::NOT_FOUND, "no route matches this request"),
         Found::Misdirected => {
-            return refuse(stream, &head, StatusCode::MISDIRECTED_REQUEST, "this host is not served on this connection");
+            return refuse(
+                stream,
+                &head,
+                StatusCode::MISDIRECTED_REQUEST,
+                "this host is not served on this connection",
+            );
         }
     };
     let place = Place { https: context.target.is_tls(), port };
@@ -132,7 +136,8 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
     }
     // Limits come before the head is changed; waiting ends when the client cancels.
     let entered = until_cancelled(&mut stream.respond, balance::enter(&rule, &record.backend, &head)).await;
-    let permit = match entered {
+    // Given back when the request is over.
+    let _permit = match entered {
         None => return,
         Some(Ok(permit)) => permit,
         Some(Err(refusal)) => return give(refused(&refusal, &record.backend), stream, &head, &record),
@@ -152,7 +157,6 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
     if let Err(failure) = failure {
         fail(failure, stream, &head, &record);
     }
-    drop(permit);
     record.finish();
 }
 
@@ -198,7 +202,6 @@ async fn attempts(
             retries,
             begun: Instant::now(),
             replayable: !stream.taken.get(),
-            judged: Cell::new(false),
             head_timeout: rule.policy.response_timeout.or(worker.config.response_header_timeout),
             meter: &context.meter,
         };
@@ -347,7 +350,6 @@ impl Job<'_> {
         let status = effective_status(response.status(), response.headers());
         let outcome = Outcome::Status(status, self.begun.elapsed());
         self.endpoint.report(&backend.policy, outcome, self.record.worker.index);
-        self.judged.set(true);
         let listed = !rule.policy.retries.statuses.is_empty() && self.replayable;
         if listed && may_retry(rule, backend, outcome, self.head.is_idempotent(), self.retries) {
             return Err(Broke::Status(status));
@@ -366,7 +368,8 @@ impl Stream {
             let _ = self.respond.send_informational(interim);
         }
         let limit = job.record.rule.policy.max_body_bytes.unwrap_or(u64::MAX);
-        let body = Body { stream: &mut self.body, taken: &self.taken, received: &self.received, limit, record: job.record };
+        let body =
+            Body { stream: &mut self.body, taken: &self.taken, received: &self.received, limit, record: job.record };
         (body, Reply { respond: &mut self.respond, answered: &self.answered })
     }
 }

@@ -198,7 +198,9 @@ fn take_authority(authority: Option<Authority>, fields: &mut HeaderMap) -> Resul
     let authority = match (authority, host) {
         (None, None) => return Err(bad("neither :authority nor Host is there")),
         (Some(authority), None) => authority,
-        (Some(authority), Some(host)) if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => authority,
+        (Some(authority), Some(host)) if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
+            authority
+        }
         (Some(_), Some(_)) => return Err(bad(":authority and Host differ")),
         (None, Some(host)) => Authority::try_from(host.as_bytes()).map_err(|_| bad("the Host header is not a host"))?,
     };
@@ -338,8 +340,14 @@ mod tests {
 
     #[test]
     fn http1_gets_one_framing_one_host_and_one_cookie() {
-        let fields =
-            [("cookie", "a=1"), ("x", "y"), ("cookie", "b=2"), ("te", "trailers"), ("content-length", "4"), ("expect", "100-continue")];
+        let fields = [
+            ("cookie", "a=1"),
+            ("x", "y"),
+            ("cookie", "b=2"),
+            ("te", "trailers"),
+            ("content-length", "4"),
+            ("expect", "100-continue"),
+        ];
         let request = head("POST", "http://A.example:81/p?q=1", &fields, false).expect("a good head");
         assert!(request.expects_continue && request.host() == "a.example");
         written(

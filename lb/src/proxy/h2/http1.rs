@@ -10,11 +10,11 @@ use h2::SendStream;
 use http::{Method, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
+use super::Broke;
 use super::arena::Arena;
 use super::forward::{Body, Job, Reply, Stream};
 use super::response::{self, Parsed};
 use super::transfer::{both, send};
-use super::Broke;
 use crate::proxy::chunked::{Chunked, LAST_CHUNK, Output, write_chunk};
 use crate::proxy::fields::{kind, write};
 use crate::proxy::request::Framing;
@@ -36,7 +36,8 @@ pub(super) async fn exchange(
 ) -> Result<bool, Broke> {
     let uploaded = Cell::new(false);
     let (mut body, mut reply) = stream.split(job);
-    let mut download = Download { job, reader: &mut reader, pending: BytesMut::new(), arena: &job.record.worker.h2.arena };
+    let mut download =
+        Download { job, reader: &mut reader, pending: BytesMut::new(), arena: &job.record.worker.h2.arena };
     let upload = async {
         let sent = upload(&mut body, job, &mut writer).await;
         uploaded.set(true);
@@ -92,11 +93,7 @@ async fn upload(body: &mut Body<'_>, job: &Job<'_>, writer: &mut (impl AsyncWrit
     if framing == Framing::Chunked {
         write_trailers(body, &mut out).await?;
     }
-    if head_sent {
-        writer.write_all(&out).await.map_err(|_| Broke::Endpoint)
-    } else {
-        write_head(writer, &out).await
-    }
+    if head_sent { writer.write_all(&out).await.map_err(|_| Broke::Endpoint) } else { write_head(writer, &out).await }
 }
 
 /// The last chunk with the client's trailers.

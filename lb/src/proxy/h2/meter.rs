@@ -144,7 +144,8 @@ impl<IO> Metered<IO> {
                     *done += taken;
                     bytes = &bytes[taken..];
                     if *done == HEADER_BYTES {
-                        let length = usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2]);
+                        let length =
+                            usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2]);
                         self.meter.frame(header[3], length, Instant::now);
                         self.at = if length == 0 { At::Header([0; HEADER_BYTES], 0) } else { At::Payload(length) };
                     }

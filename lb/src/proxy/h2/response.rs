@@ -117,9 +117,8 @@ impl Facts {
     }
 
     fn framing(&self, status: StatusCode, is_head: bool) -> Framing {
-        let bodiless = is_head
-            || status.is_informational()
-            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let bodiless =
+            is_head || status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         match (self.chunked, self.length) {
             _ if bodiless => Framing::None,
             (true, _) => Framing::Chunked,
@@ -142,7 +141,9 @@ pub(super) fn trailers(section: &[u8]) -> Option<HeaderMap> {
         return None;
     }
     let mut memory = [httparse::EMPTY_HEADER; 64];
-    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut memory) else { return None };
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut memory) else {
+        return None;
+    };
     let mut map = HeaderMap::with_capacity(fields.len());
     for field in fields.iter().filter(|field| kind(field.name).is_none()) {
         map.append(HeaderName::from_bytes(field.name.as_bytes()).ok()?, HeaderValue::from_bytes(field.value).ok()?);
@@ -204,7 +205,10 @@ mod tests {
         );
         check("HTTP/1.1 204 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", "204|", Framing::None, false);
         check("HTTP/1.0 200 OK\r\n\r\nx", "200|x", Framing::Close, false);
-        assert_eq!(run("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n", true).map(|r| r.map(|r| r.1)), Ok(Some(Framing::None)));
+        assert_eq!(
+            run("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n", true).map(|r| r.map(|r| r.1)),
+            Ok(Some(Framing::None))
+        );
         assert_eq!(run("HTTP/1.1 200 OK\r\nx: y\r\n", false), Ok(None));
     }
 

@@ -15,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::forward::{self, Context};
 use super::meter::{Meter, Metered};
-use super::target::Target;
 use super::server_settings;
+use super::target::Target;
 use crate::proxy::drain::{Drain, Phase};
 use crate::proxy::http::client;
 use crate::proxy::worker::Worker;
@@ -141,8 +141,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Conn<IO> {
     /// Whether the connection ended by the client's fault.
     async fn run(&mut self, drain: &Drain, idle: Duration) -> bool {
         let mut timer = pin!(tokio::time::sleep(idle));
-        let (mut draining, mut aborting) =
-            (pin!(drain.reached(Phase::Draining)), pin!(drain.reached(Phase::Aborting)));
+        let (mut draining, mut aborting) = (pin!(drain.reached(Phase::Draining)), pin!(drain.reached(Phase::Aborting)));
         let mut registered = false;
         loop {
             let event = std::future::poll_fn(|cx| {
@@ -186,7 +185,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Conn<IO> {
                         self.end(Reason::NO_ERROR).await;
                         return false;
                     }
-                    let due = if self.streams.open.get() == 0 { self.streams.idle_since.get() + idle } else { Instant::now() + idle };
+                    let due = if self.streams.open.get() == 0 {
+                        self.streams.idle_since.get() + idle
+                    } else {
+                        Instant::now() + idle
+                    };
                     timer.as_mut().reset(due.max(Instant::now() + Duration::from_millis(1)).into());
                 }
             }

@@ -10,6 +10,7 @@ use crate::route::{Head, HttpTable, Rule};
 pub(crate) enum Target {
     /// A listener in clear text.
     Clear(Arc<SiteCell>),
+    #[cfg_attr(not(test), expect(dead_code, reason = "made where TLS ends"))]
     /// A TLS listener, by the (lower-case) name that the client asked for; empty if it sent none.
     Tls(Arc<SiteCell>, Arc<str>),
 }
@@ -54,5 +55,4 @@ impl Target {
             }
         }
     }
-
 }
