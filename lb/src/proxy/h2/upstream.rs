@@ -112,7 +112,10 @@ impl Pool {
 
     /// Lets go of everything.
     pub fn clear(&self) {
-        self.0.borrow_mut().clear();
+        for (_, all) in self.0.borrow_mut().drain() {
+            // Their tasks know `all`, so that they would keep each other.
+            all.open.borrow_mut().clear();
+        }
     }
 }
 
