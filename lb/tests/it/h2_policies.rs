@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use scaleup_lb::policy::RequestPolicy;
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::h2_support::*;
@@ -70,7 +70,7 @@ async fn bodies_have_a_limit() {
     lab.stop().await;
 }
 
-/// An endpoint that answers everything with a status.
+/// An endpoint that reads whole requests and answers all of them with a status.
 async fn always(status: &'static str) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -78,7 +78,11 @@ async fn always(status: &'static str) -> std::net::SocketAddr {
         loop {
             let mut stream = listener.accept().await.unwrap().0;
             tokio::spawn(async move {
-                read_head(&mut stream).await;
+                let head = read_head(&mut stream).await;
+                let mut body = Vec::new();
+                while head.contains("chunked") && !body.ends_with(b"0\r\n\r\n") {
+                    body.push(stream.read_u8().await.unwrap());
+                }
                 let text = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
                 stream.write_all(text.as_bytes()).await.unwrap();
             });
@@ -105,7 +109,19 @@ async fn statuses_are_retried_where_a_policy_says_so() {
     }
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 200, 503, 503]);
+    // Nor can a body be sent twice; what the endpoint said is what the client gets.
+    let mut statuses: Vec<u16> = Vec::new();
+    for _ in 0..4 {
+        statuses.push(client.try_send("PUT", "/length", &[], b"hello").await.unwrap().status);
+    }
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 200, 503, 503]);
     retrying.stop().await;
+    let mut policy = RequestPolicy::default();
+    policy.retries.statuses = vec![503];
+    let hopeless = lab("http", &[bad], policy).await;
+    assert_eq!(H2Client::connect(hopeless.addr).await.get("/").await.status, 503);
+    hopeless.stop().await;
     let plain = lab("http", &[bad, good.addr], RequestPolicy::default()).await;
     let mut client = H2Client::connect(plain.addr).await;
     let mut statuses = vec![client.get("/").await.status, client.get("/").await.status];

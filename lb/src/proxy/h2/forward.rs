@@ -69,7 +69,6 @@ pub(super) struct Job<'a> {
     /// Retries so far, and whether another one may follow a status.
     retries: u32,
     begun: Instant,
-    replayable: bool,
     head_timeout: Option<Duration>,
     meter: &'a Meter,
 }
@@ -201,7 +200,6 @@ async fn attempts(
             endpoint,
             retries,
             begun: Instant::now(),
-            replayable: !stream.taken.get(),
             head_timeout: rule.policy.response_timeout.or(worker.config.response_header_timeout),
             meter: &context.meter,
         };
@@ -213,7 +211,9 @@ async fn attempts(
             Attempt::NotConnected(error) => (Outcome::ConnectFailed, error),
             Attempt::Broke(Broke::Unsent | Broke::Endpoint) => (Outcome::Reset, Failure::Broken),
             Attempt::Broke(Broke::Timeout) => (Outcome::TimedOut, Failure::ResponseTimeout),
-            Attempt::Broke(Broke::Status(status)) => (Outcome::Status(status, job.begun.elapsed()), Failure::Broken),
+            Attempt::Broke(Broke::Status(status)) => {
+                (Outcome::Status(status, job.begun.elapsed()), Failure::Status(status))
+            }
             Attempt::Broke(Broke::Malformed) => return Err(Failure::Malformed),
             Attempt::Broke(broke) => return Err(Failure::Request(broke)),
         };
@@ -345,12 +345,12 @@ impl Job<'_> {
     }
 
     /// Reports a response's status; an error if another endpoint should be asked instead.
-    pub fn judge(&self, response: &Response<()>) -> Result<(), Broke> {
+    pub fn judge(&self, reply: &Reply<'_>, response: &Response<()>) -> Result<(), Broke> {
         let (backend, rule) = (&*self.record.backend, &*self.record.rule);
         let status = effective_status(response.status(), response.headers());
         let outcome = Outcome::Status(status, self.begun.elapsed());
         self.endpoint.report(&backend.policy, outcome, self.record.worker.index);
-        let listed = !rule.policy.retries.statuses.is_empty() && self.replayable;
+        let listed = !rule.policy.retries.statuses.is_empty() && !reply.taken.get();
         if listed && may_retry(rule, backend, outcome, self.head.is_idempotent(), self.retries) {
             return Err(Broke::Status(status));
         }
@@ -370,7 +370,7 @@ impl Stream {
         let limit = job.record.rule.policy.max_body_bytes.unwrap_or(u64::MAX);
         let body =
             Body { stream: &mut self.body, taken: &self.taken, received: &self.received, limit, record: job.record };
-        (body, Reply { respond: &mut self.respond, answered: &self.answered })
+        (body, Reply { respond: &mut self.respond, answered: &self.answered, taken: &self.taken })
     }
 }
 
@@ -418,6 +418,7 @@ fn broke_body(error: &h2::Error) -> Broke {
 pub(super) struct Reply<'a> {
     respond: &'a mut SendResponse<Bytes>,
     answered: &'a Cell<bool>,
+    taken: &'a Cell<bool>,
 }
 
 impl Reply<'_> {
@@ -463,6 +464,8 @@ enum Failure {
     Malformed,
     ResponseTimeout,
     RequestTimeout,
+    /// Nobody was left to ask after this one.
+    Status(u16),
     /// It is not the endpoint's fault, or the response has begun.
     Request(Broke),
 }
@@ -478,6 +481,10 @@ impl Failure {
             Self::Malformed => (StatusCode::BAD_GATEWAY, "sent a response that is not valid HTTP"),
             Self::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "did not respond in time"),
             Self::RequestTimeout => (StatusCode::GATEWAY_TIMEOUT, "did not complete its response in time"),
+            Self::Status(status) => (
+                StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY),
+                "has no endpoint that responds better",
+            ),
             Self::Request(_) => (StatusCode::BAD_GATEWAY, "did not complete its response"),
         }
     }

@@ -136,7 +136,7 @@ impl<R: AsyncRead + Unpin> Download<'_, R> {
     async fn run(&mut self, reply: &mut Reply<'_>, uploaded: &Cell<bool>) -> Result<bool, Broke> {
         let is_head = self.job.head.method == Method::HEAD;
         let Parsed { response, framing, reusable } = reply.wait(self.job, uploaded, self.head(is_head)).await?;
-        self.job.judge(&response)?;
+        self.job.judge(reply, &response)?;
         let length = match framing {
             Framing::None => {
                 reply.head(self.job, response, true)?;

@@ -63,7 +63,7 @@ async fn relay(job: &Job<'_>, reply: &mut Reply<'_>, response: Response<RecvStre
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     strip(response.headers_mut());
-    job.judge(&response)?;
+    job.judge(reply, &response)?;
     if body.is_end_stream() {
         reply.head(job, response, true)?;
         return Ok(());
