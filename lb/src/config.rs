@@ -91,6 +91,8 @@ pub struct ProxyConfig {
     pub body_idle_timeout: Duration,
     /// Longest time from the connection to the end of the TLS handshake.
     pub tls_handshake_timeout: Duration,
+    /// Longest wait for the receiver of an HTTP/2 body to take more of it.
+    pub send_timeout: Duration,
     /// How long an idle upstream connection is kept. Below 5 s, the keep-alive time of many HTTP servers, so that we
     /// close first and a request that may not be replayed never meets a connection that is just being closed.
     pub upstream_idle_timeout: Duration,
@@ -120,6 +122,7 @@ impl Default for ProxyConfig {
             header_read_timeout: Duration::from_secs(30),
             body_idle_timeout: Duration::from_secs(60),
             tls_handshake_timeout: Duration::from_secs(10),
+            send_timeout: Duration::from_secs(60),
             upstream_idle_timeout: Duration::from_secs(4),
             max_idle_per_endpoint: 256,
             max_requests_per_connection: 100_000,

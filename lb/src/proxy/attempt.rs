@@ -22,11 +22,12 @@ use super::record::Record;
 use super::request::{Framing, Reject, Request};
 use super::tunnel::{self, Direction};
 use super::worker::Worker;
-use super::{hedge, mirror};
+use super::{h2, hedge, mirror};
 use crate::access::Flags;
 use crate::backend::{Backend, EndpointState, Tried};
 use crate::balance::{self, Choice, Outcome, Permit, Refusal};
 use crate::route::Rule;
+use crate::snapshot::AppProtocol;
 use crate::stats::add;
 
 /// Attempts per request, stale pooled connections included.
@@ -364,7 +365,7 @@ async fn pause(rule: &Rule, retry: u32) {
 }
 
 /// The TLS settings that connections to a backend's endpoints are opened with; 0: none.
-fn connector_id(worker: &Worker, backend: &Backend) -> u64 {
+pub(super) fn connector_id(worker: &Worker, backend: &Backend) -> u64 {
     let policy = backend.policy.upstream_tls.as_ref();
     policy.and_then(|policy| worker.connectors.get(policy)).map_or(0, |connector| connector.id)
 }
@@ -390,8 +391,18 @@ pub(super) async fn checkout(
         return Ok((upstream, true));
     }
     let timeout = backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout);
-    match Upstream::connect(endpoint, connector.as_ref(), timeout).await {
-        Ok(upstream) => {
+    let opened = if backend.app == AppProtocol::H2c && connector.is_none() {
+        // Boxed, so that requests to other endpoints need no room for it.
+        Box::pin(bridged(worker, endpoint, timeout)).await
+    } else {
+        Upstream::connect(endpoint, connector.as_ref(), timeout).await.map(|upstream| (upstream, false))
+    };
+    match opened {
+        Ok((upstream, true)) => {
+            add(&stats.upstream_reused, 1);
+            Ok((upstream, true))
+        }
+        Ok((upstream, false)) => {
             let took = now.elapsed();
             endpoint.report(&backend.policy, Outcome::Connected(took), worker.index);
             stats.connected(took);
@@ -408,6 +419,18 @@ pub(super) async fn checkout(
             })
         }
     }
+}
+
+/// A stream of an HTTP/2 connection to `endpoint`, and whether that connection was open already.
+async fn bridged(
+    worker: &Worker,
+    endpoint: &Arc<EndpointState>,
+    timeout: Duration,
+) -> Result<(Upstream, bool), ConnectError> {
+    let lease = worker.h2.pool.checkout(endpoint, timeout).await?;
+    let open = lease.pooled;
+    let stream = h2::bridge::connect(lease, false, worker.config.send_timeout);
+    Ok((Upstream::bridged(endpoint, stream), open))
 }
 
 /// Sends the head in `head` to `endpoint` and waits for the first bytes of the response, which stay in the connection's buffer.
@@ -449,7 +472,7 @@ impl Failure {
         }
     }
 
-    fn status_and_text(self) -> (StatusCode, &'static str) {
+    pub(super) fn status_and_text(self) -> (StatusCode, &'static str) {
         match self {
             Self::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, "has no ready endpoints"),
             Self::Unreachable => (StatusCode::BAD_GATEWAY, "has endpoints, but none accepted a connection"),

@@ -74,6 +74,11 @@ impl Chunked {
         Self { state: State::Size { size: 0, digits: 0 }, output, extension_bytes: 0, trailer: Vec::new() }
     }
 
+    /// The trailer section with its last line end, as received; complete and valid once the body is done.
+    pub fn trailer(&self) -> &[u8] {
+        &self.trailer
+    }
+
     /// Takes `input` apart as far as it goes and appends the body's new form to `out`.
     pub fn decode(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Step, Broken> {
         let mut step = Step::default();

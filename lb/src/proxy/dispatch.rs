@@ -15,7 +15,7 @@ use super::io::Shared;
 use super::site::{L4, SiteCell, SiteMode, Target, TlsMode};
 use super::tls::ALPN_HTTP;
 use super::worker::{Accepted, Worker};
-use super::{http, proxy_protocol, sni, tcp};
+use super::{h2, http, proxy_protocol, sni, tcp};
 use crate::stats::Spoken;
 
 /// Longest wait for a ClientHello that is only looked at.
@@ -44,7 +44,7 @@ pub(super) async fn serve(
             let ended = http::serve(worker.clone(), stream, peer, target.clone(), drain.clone(), counted).await;
             if let Some((stream, early)) = ended {
                 counted.speaks(Spoken::Http2);
-                Box::pin(http2(worker, stream, early.bytes(), peer, target, drain)).await;
+                Box::pin(http2(worker, stream, early.bytes(), peer, (target, None), drain)).await;
             }
         }
         SiteMode::Tcp(l4) => {
@@ -147,7 +147,8 @@ async fn tls_http(
 ) {
     if stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP[0]) {
         counted.speaks(Spoken::Http2);
-        Box::pin(http2(worker, stream, &[], peer, target, drain)).await;
+        let version = super::io::version_text(stream.get_ref().1.protocol_version());
+        Box::pin(http2(worker, stream, &[], peer, (target, version), drain)).await;
     } else {
         http::serve(worker, Shared::new(stream), peer, target, drain, counted).await;
     }
@@ -159,12 +160,10 @@ async fn http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     stream: IO,
     early: &[u8],
     peer: SocketAddr,
-    target: Target,
+    target: (Target, Option<&'static str>),
     drain: Rc<Drain>,
 ) {
-    // The seam for `h2::serve(worker, stream, early, peer, target, drain)`.
-    let _ = (worker, stream, early, target, drain);
-    tracing::debug!(%peer, "HTTP/2 is not served yet");
+    h2::serve(worker, stream, early, peer, target, drain).await;
 }
 
 #[cfg(test)]

@@ -100,6 +100,15 @@ impl<S> Shared<S> {
     }
 }
 
+/// As logs and metrics tell a TLS version.
+pub(crate) fn version_text(version: Option<rustls::ProtocolVersion>) -> Option<&'static str> {
+    match version? {
+        rustls::ProtocolVersion::TLSv1_3 => Some("1.3"),
+        rustls::ProtocolVersion::TLSv1_2 => Some("1.2"),
+        _ => None,
+    }
+}
+
 /// One direction of a [`Shared`].
 pub(crate) struct Half<'a, S>(&'a RefCell<S>);
 
@@ -117,11 +126,7 @@ impl<S: Session> Stream for Shared<S> {
     }
 
     fn tls_version(&self) -> Option<&'static str> {
-        match self.0.borrow().version()? {
-            rustls::ProtocolVersion::TLSv1_3 => Some("1.3"),
-            rustls::ProtocolVersion::TLSv1_2 => Some("1.2"),
-            _ => None,
-        }
+        version_text(self.0.borrow().version())
     }
 }
 

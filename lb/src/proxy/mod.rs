@@ -15,6 +15,7 @@ mod exchange;
 mod fields;
 mod filters;
 mod hedge;
+mod h2;
 mod http;
 mod io;
 mod mirror;

@@ -62,7 +62,6 @@ impl Upstream {
 
 impl Upstream {
     /// A connection for one exchange that is none of TCP.
-    #[cfg_attr(not(test), expect(dead_code, reason = "made for endpoints that speak HTTP/2"))]
     pub fn bridged(endpoint: &Arc<EndpointState>, stream: tokio::io::DuplexStream) -> Self {
         let stream = Link::Bridged(Box::new(Shared::new(stream)));
         Self { endpoint: endpoint.clone(), stream, connector: 0, input: Buffer::default(), large: false }

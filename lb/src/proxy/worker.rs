@@ -17,7 +17,7 @@ use super::drain::{Drain, Phase};
 use super::pool::Pool;
 use super::site::SiteCell;
 use super::tls::Connectors;
-use super::{dispatch, udp};
+use super::{dispatch, h2, udp};
 use crate::config::ProxyConfig;
 use crate::listeners::bind::{BACKLOG, Bound};
 use crate::observe::Observers;
@@ -52,6 +52,7 @@ pub(crate) struct Worker {
     pub connectors: Connectors,
     /// Mirrored requests on their way.
     pub copies: Cell<usize>,
+    pub h2: h2::Shared,
     connections: Cell<usize>,
     idle: Notify,
 }
@@ -97,6 +98,7 @@ pub(crate) fn run(
         stock: Stock::default(),
         connectors: Connectors::default(),
         copies: Cell::new(0),
+        h2: h2::Shared::default(),
         connections: Cell::new(0),
         idle: Notify::new(),
     });
@@ -125,7 +127,10 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 // The manager may have been stopped meanwhile.
                 let _ = closed.send(());
             }
-            Some(Command::Sweep) => worker.pool.borrow_mut().sweep(),
+            Some(Command::Sweep) => {
+                worker.pool.borrow_mut().sweep();
+                worker.h2.pool.sweep();
+            }
             Some(Command::Stop { grace }) => break grace,
             None => break Duration::ZERO,
         }
@@ -141,6 +146,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
         }
     }
     worker.pool.borrow_mut().clear();
+    worker.h2.pool.clear();
 }
 
 fn open(worker: &Rc<Worker>, socket: Bound, site: Arc<SiteCell>) -> Option<Listener> {

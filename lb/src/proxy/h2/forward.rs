@@ -1,0 +1,538 @@
+//! One request of an HTTP/2 client, from its head to the last byte of its response.
+//!
+//! Retries as in HTTP/1.1 ([`crate::proxy::http`]): an endpoint that saw nothing of a request is replaced by the next one; what an
+//! endpoint may have seen is sent again only if the rule's policy allows and nothing of a body was taken from the client.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, Request, Response, StatusCode};
+
+use super::answer::{Answer, effective_status};
+use super::head::Head;
+use super::meter::Meter;
+use super::{Broke, filters, http1, http2, response};
+use crate::backend::{Backend, EndpointState, Tried};
+use crate::balance::{self, Choice, Outcome, Permit, Refusal, affinity, may_retry};
+use crate::proxy::filters::{Fields, Filters, Place};
+use crate::access::{Flags, Wire};
+use crate::proxy::attempt::{self, checkout, connector_id};
+use crate::proxy::pool::ConnectError;
+use crate::proxy::site::Target;
+use crate::proxy::record::Record;
+use crate::proxy::request::{Client, Framing, Reject};
+use crate::proxy::worker::Worker;
+use crate::route::Weighted;
+use crate::snapshot::AppProtocol;
+use crate::stats::add;
+
+/// Attempts per request, stale pooled connections included.
+const MAX_ATTEMPTS: u32 = 8;
+/// Longest pause between attempts.
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+/// What the requests of a client connection share.
+pub(super) struct Context {
+    pub worker: Rc<Worker>,
+    pub target: Target,
+    pub client: Client,
+    pub peer: std::net::IpAddr,
+    /// TLS version towards the client.
+    pub tls: Option<&'static str>,
+    pub meter: Rc<Meter>,
+}
+
+/// A client's stream while its request is served.
+pub(super) struct Stream {
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+    /// Something of the body was taken: the request cannot be sent again.
+    taken: Cell<bool>,
+    /// The response has begun.
+    answered: Cell<bool>,
+    /// Payload bytes received.
+    received: Cell<u64>,
+    continued: Cell<bool>,
+}
+
+/// What an attempt is about.
+pub(super) struct Job<'a> {
+    pub head: &'a Head,
+    pub record: &'a Record,
+    filters: Filters<'a>,
+    own_fields: &'a Fields,
+    endpoint: &'a EndpointState,
+    /// Retries so far, and whether another one may follow a status.
+    retries: u32,
+    begun: Instant,
+    head_timeout: Option<Duration>,
+    meter: &'a Meter,
+}
+
+/// Serves a request.
+pub(super) async fn serve(context: Rc<Context>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    let (parts, body) = request.into_parts();
+    let ended = body.is_end_stream();
+    let (method, is_grpc) = (parts.method.clone(), super::head::is_grpc(&parts.headers));
+    let request = Request::from_parts(parts, ());
+    let mut stream = Stream {
+        body,
+        respond,
+        taken: Cell::new(false),
+        answered: Cell::new(false),
+        received: Cell::new(0),
+        continued: Cell::new(false),
+    };
+    match Head::check(request, ended, context.peer, &context.worker.config) {
+        Ok(head) => route(&context, &mut stream, head).await,
+        Err(Reject { status, reason }) => {
+            Answer::new(status, reason).send(&mut stream.respond, &method, is_grpc);
+        }
+    }
+}
+
+async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
+    let refuse = |stream: &mut Stream, head: &Head, status, reason: &str| {
+        Answer::new(status, reason).send(&mut stream.respond, &head.method, head.is_grpc);
+    };
+    let site = context.target.load();
+    if !context.target.allows(&site, crate::route::Head::host(&head)) {
+        let text = "this connection was opened for another host";
+        return refuse(stream, &head, StatusCode::MISDIRECTED_REQUEST, text);
+    }
+    let found = context.target.table(&site).and_then(|table| Some((table.find(&head)?.clone(), table.port())));
+    drop(site);
+    let Some((rule, port)) = found else {
+        return refuse(stream, &head, StatusCode::NOT_FOUND, "no route matches this request");
+    };
+    let place = Place { https: context.target.is_tls(), port };
+    let share = rule.choose(rand::random).and_then(|index| rule.backends.get(index));
+    let all = share.map_or(Filters::of_rule(&rule), |share| Filters::of_share(&rule, share));
+    if !all.is_empty()
+        && let Some(answer) = filters::answer(all, &head, &rule, place)
+    {
+        answer.send(&mut stream.respond, &head.method, head.is_grpc);
+        return;
+    }
+    let Some(share) = share else {
+        return refuse(stream, &head, StatusCode::INTERNAL_SERVER_ERROR, "the route has no backend");
+    };
+    let Some(cell) = &share.cell else {
+        return refuse(stream, &head, StatusCode::INTERNAL_SERVER_ERROR, "the route's backend does not exist");
+    };
+    let record = Record::start(context.worker.clone(), rule.clone(), cell.load_full());
+    let limit = rule.policy.max_body_bytes;
+    if let (Some(limit), Framing::Length(length)) = (limit, head.framing)
+        && length > limit
+    {
+        return give(Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"), stream, &head, &record);
+    }
+    // Limits come before the head is changed; waiting ends when the client cancels.
+    let entered = until_cancelled(&mut stream.respond, balance::enter(&rule, &record.backend, &head)).await;
+    // Given back when the request is over.
+    let permit = match entered {
+        None => return,
+        Some(Ok(permit)) => permit,
+        Some(Err(refusal)) => {
+            record.backend.stats.shard(context.worker.index).refused(&refusal);
+            record.flag(match refusal {
+                Refusal::RateLimited { .. } => Flags::RATE_LIMITED,
+                Refusal::Overloaded { .. } => Flags::OVERLOADED,
+            });
+            return give(refused(&refusal, &record.backend), stream, &head, &record);
+        }
+    };
+    let affinity = affinity::of(&record.backend, &head, place.https, rand::random);
+    let choice =
+        Choice { client: context.peer, hash: affinity.hash, thread: context.worker.index, now: record.started };
+    let mut own_fields = if all.is_empty() { Fields::new() } else { all.response_fields(&head) };
+    own_fields.extend(affinity.set_cookie.map(|cookie| ("set-cookie", cookie)));
+    head.claim(&context.client, place.https);
+    if !all.is_empty() {
+        filters::request(all, &mut head, &rule);
+    }
+    let attempts = attempts(context, stream, &head, &record, (share, &own_fields, &permit), &choice);
+    let failure = match rule.policy.request_timeout {
+        None => attempts.await,
+        Some(timeout) => tokio::time::timeout(timeout, attempts).await.unwrap_or(Err(Failure::RequestTimeout)),
+    };
+    if let Err(failure) = failure {
+        fail(failure, stream, &head, &record);
+    }
+    if record.wants_description() {
+        record.describe(&head, Wire { protocol: "HTTP/2", tls: context.tls });
+    }
+    record.finish();
+}
+
+/// Runs `work` unless the client cancels the request first.
+async fn until_cancelled<T>(respond: &mut SendResponse<Bytes>, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        respond.poll_reset(cx).map(|_| None)
+    })
+    .await
+}
+
+/// Sends the request to an endpoint, or another, until a response has been delivered.
+async fn attempts(
+    context: &Context,
+    stream: &mut Stream,
+    head: &Head,
+    record: &Record,
+    (share, own_fields, permit): (&Weighted, &Fields, &Permit),
+    choice: &Choice,
+) -> Result<(), Failure> {
+    let worker = &context.worker;
+    let (backend, rule) = (&*record.backend, &*record.rule);
+    let stats = backend.stats.shard(worker.index);
+    let mut tried = Tried::default();
+    let mut failure = Failure::NoEndpoints;
+    let mut retries = 0;
+    for attempt in 0..MAX_ATTEMPTS {
+        let Some((index, endpoint)) = backend.choose(choice, tried) else { break };
+        if attempt > 0 {
+            add(&stats.retries, 1);
+        }
+        let job = Job {
+            head,
+            record,
+            filters: Filters::of_share(rule, share),
+            own_fields,
+            endpoint,
+            retries,
+            begun: Instant::now(),
+            head_timeout: rule.policy.response_timeout.or(worker.config.response_header_timeout),
+            meter: &context.meter,
+        };
+        let (broke, pooled) = match job.run(worker, stream, endpoint).await {
+            Ok(()) => return Ok(()),
+            Err(broke) => broke,
+        };
+        let (outcome, next) = match broke {
+            Attempt::NotConnected(error) => (Outcome::ConnectFailed, error),
+            Attempt::Broke(Broke::Unsent | Broke::Endpoint) => (Outcome::Reset, Failure::Broken),
+            Attempt::Broke(Broke::Timeout) => (Outcome::TimedOut, Failure::ResponseTimeout),
+            Attempt::Broke(Broke::Status(status)) => {
+                (Outcome::Status(status, job.begun.elapsed()), Failure::Status(status))
+            }
+            Attempt::Broke(Broke::Malformed) => return Err(Failure::Malformed),
+            Attempt::Broke(broke) => return Err(Failure::Request(broke)),
+        };
+        if stream.answered.get() {
+            return Err(Failure::Request(Broke::Midway));
+        }
+        let unseen = matches!(broke, Attempt::NotConnected(_) | Attempt::Broke(Broke::Unsent));
+        if stream.taken.get() {
+            return Err(next);
+        }
+        failure = next;
+        let stale = pooled && matches!(broke, Attempt::Broke(Broke::Unsent | Broke::Endpoint));
+        if stale {
+            // It was closed while idle, and so perhaps were the others; the endpoint itself may be well.
+            worker.pool.borrow_mut().forget(endpoint, connector_id(worker, backend));
+            if unseen || (head.is_idempotent() && head.framing == Framing::None) {
+                continue;
+            }
+            return Err(failure);
+        }
+        if let Outcome::Reset | Outcome::TimedOut = outcome {
+            endpoint.report(&backend.policy, outcome, worker.index);
+        }
+        tried.insert(index);
+        // A status was let through by the policy already.
+        let again = matches!(broke, Attempt::Broke(Broke::Status(_)))
+            || (may_retry(rule, outcome, head.is_idempotent() || unseen, retries)
+                && permit.begin_retry(backend.policy.limits.retries));
+        if !again {
+            break;
+        }
+        if let Some(backoff) = rule.policy.retries.backoff {
+            tokio::time::sleep(backoff.saturating_mul(1 << retries.min(16)).min(MAX_BACKOFF)).await;
+        }
+        retries += 1;
+    }
+    Err(failure)
+}
+
+/// How an attempt ended that did not deliver a response.
+#[derive(Clone, Copy)]
+enum Attempt {
+    NotConnected(Failure),
+    Broke(Broke),
+}
+
+impl Job<'_> {
+    /// One attempt; on failure also whether it was made on a connection that had been idle.
+    async fn run(
+        &self,
+        worker: &Rc<Worker>,
+        stream: &mut Stream,
+        endpoint: &Arc<EndpointState>,
+    ) -> Result<(), (Attempt, bool)> {
+        let backend = &*self.record.backend;
+        let stats = backend.stats.shard(worker.index);
+        let timeout = backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout);
+        if backend.app == AppProtocol::H2c && backend.policy.upstream_tls.is_none() {
+            let lease = until_cancelled(&mut stream.respond, worker.h2.pool.checkout(endpoint, timeout)).await;
+            let lease = self.connected(lease, endpoint, worker)?;
+            add(if lease.pooled { &stats.upstream_reused } else { &stats.upstream_opened }, 1);
+            let Some(request) = self.head.to_http2(false) else {
+                return Err((Attempt::Broke(Broke::Unsent), false));
+            };
+            self.record.sent_to(endpoint, self.begun);
+            let result = http2::exchange(stream, self, &lease, request).await;
+            return result.map_err(|broke| (Attempt::Broke(broke), lease.pooled));
+        }
+        let connection = checkout(worker, backend, endpoint, self.begun);
+        let (mut upstream, is_pooled) = match until_cancelled(&mut stream.respond, connection).await {
+            None => return Err((Attempt::Broke(Broke::Client), false)),
+            Some(Ok(connection)) => connection,
+            Some(Err(failure)) => return Err((Attempt::NotConnected(Failure::Connect(failure)), false)),
+        };
+        self.record.sent_to(endpoint, if is_pooled { self.begun } else { Instant::now() });
+        let (reader, writer) = upstream.stream.halves();
+        match http1::exchange(stream, self, reader, writer).await {
+            Ok(reusable) => {
+                if reusable {
+                    worker.pool.borrow_mut().put(upstream, Instant::now());
+                }
+                Ok(())
+            }
+            Err(broke) => Err((Attempt::Broke(broke), is_pooled)),
+        }
+    }
+
+    /// Reports how connecting went.
+    fn connected<T>(
+        &self,
+        result: Option<Result<T, ConnectError>>,
+        endpoint: &EndpointState,
+        worker: &Worker,
+    ) -> Result<T, (Attempt, bool)> {
+        let backend = &*self.record.backend;
+        match result {
+            None => Err((Attempt::Broke(Broke::Client), false)),
+            Some(Ok(connection)) => {
+                endpoint.report(&backend.policy, Outcome::Connected(self.begun.elapsed()), worker.index);
+                Ok(connection)
+            }
+            Some(Err(error)) => {
+                endpoint.report(&backend.policy, Outcome::ConnectFailed, worker.index);
+                add(&backend.stats.shard(worker.index).connect_failures, 1);
+                tracing::debug!(service = %backend.service, endpoint = %endpoint.addr, %error, "endpoint is unreachable");
+                let failure = match error {
+                    ConnectError::Timeout => Failure::ConnectTimeout,
+                    ConnectError::Io(_) | ConnectError::Tls(_) => Failure::Unreachable,
+                };
+                Err((Attempt::NotConnected(failure), false))
+            }
+        }
+    }
+
+    /// Longest wait for the client or the endpoint to take more of a body.
+    pub fn patience(&self) -> Duration {
+        self.record.worker.config.send_timeout
+    }
+
+    /// Reports a response's status; an error if another endpoint should be asked instead.
+    pub fn judge(&self, reply: &Reply<'_>, response: &Response<()>) -> Result<(), Broke> {
+        let (backend, rule) = (&*self.record.backend, &*self.record.rule);
+        let status = effective_status(response.status(), response.headers());
+        let outcome = Outcome::Status(status, self.begun.elapsed());
+        self.endpoint.report(&backend.policy, outcome, self.record.worker.index);
+        let listed = !rule.policy.retries.statuses.is_empty() && !reply.taken.get();
+        if listed && may_retry(rule, outcome, self.head.is_idempotent(), self.retries) {
+            return Err(Broke::Status(status));
+        }
+        Ok(())
+    }
+}
+
+impl Stream {
+    /// The two directions.
+    pub fn split<'a>(&'a mut self, job: &'a Job<'_>) -> (Body<'a>, Reply<'a>) {
+        if job.head.expects_continue && !self.continued.replace(true) {
+            // A client that does not wait for it does not mind it.
+            let mut interim = Response::new(());
+            *interim.status_mut() = StatusCode::CONTINUE;
+            let _ = self.respond.send_informational(interim);
+        }
+        let limit = job.record.rule.policy.max_body_bytes.unwrap_or(u64::MAX);
+        let body =
+            Body { stream: &mut self.body, taken: &self.taken, received: &self.received, limit, record: job.record };
+        (body, Reply { respond: &mut self.respond, answered: &self.answered, taken: &self.taken })
+    }
+}
+
+/// The client's body on its way.
+pub(super) struct Body<'a> {
+    stream: &'a mut RecvStream,
+    taken: &'a Cell<bool>,
+    received: &'a Cell<u64>,
+    limit: u64,
+    record: &'a Record,
+}
+
+impl Body<'_> {
+    /// The next piece; the client may send more only once [`Body::pass`] is told that it went on.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Broke> {
+        let next = std::future::poll_fn(|cx| self.stream.poll_data(cx)).await;
+        let Some(data) = next.transpose().map_err(|error| broke_body(&error))? else { return Ok(None) };
+        self.taken.set(true);
+        let received = self.received.get() + data.len() as u64;
+        self.received.set(received);
+        self.record.received(data.len() as u64);
+        if received > self.limit {
+            return Err(Broke::TooLarge);
+        }
+        Ok(Some(data))
+    }
+
+    /// That many bytes went on to the endpoint.
+    pub fn pass(&mut self, bytes: usize) {
+        // Fails only for a stream that is over.
+        let _ = self.stream.flow_control().release_capacity(bytes);
+    }
+
+    pub async fn trailers(&mut self) -> Result<Option<HeaderMap>, Broke> {
+        std::future::poll_fn(|cx| self.stream.poll_trailers(cx)).await.map_err(|error| broke_body(&error))
+    }
+}
+
+/// A body that contradicts its head is the crate's finding; everything else is a client that left.
+fn broke_body(error: &h2::Error) -> Broke {
+    if error.is_library() { Broke::BadBody } else { Broke::Client }
+}
+
+/// The response on its way to the client.
+pub(super) struct Reply<'a> {
+    respond: &'a mut SendResponse<Bytes>,
+    answered: &'a Cell<bool>,
+    taken: &'a Cell<bool>,
+}
+
+impl Reply<'_> {
+    /// Waits for the endpoint's head: as long as the client does, and no longer than allowed once the request is sent.
+    pub async fn wait<T>(
+        &mut self,
+        job: &Job<'_>,
+        uploaded: &Cell<bool>,
+        head: impl Future<Output = Result<T, Broke>>,
+    ) -> Result<T, Broke> {
+        let wait = until_cancelled(self.respond, head);
+        let Some(timeout) = job.head_timeout else { return wait.await.unwrap_or(Err(Broke::Client)) };
+        let mut wait = pin!(wait);
+        loop {
+            let sent = uploaded.get();
+            match tokio::time::timeout(timeout, wait.as_mut()).await {
+                Ok(done) => return done.unwrap_or(Err(Broke::Client)),
+                Err(_) if sent => return Err(Broke::Timeout),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Begins the response; with `end` it is over.
+    pub fn head(&mut self, job: &Job<'_>, mut head: Response<()>, end: bool) -> Result<SendStream<Bytes>, Broke> {
+        filters::response(job.filters, job.own_fields, head.headers_mut());
+        response::finish(head.headers_mut());
+        self.answered.set(true);
+        job.record.answered(head.status());
+        job.meter.answered();
+        self.respond.send_response(head, end).map_err(|_| Broke::Client)
+    }
+}
+
+/// Why a request got no complete response.
+#[derive(Clone, Copy)]
+enum Failure {
+    NoEndpoints,
+    Unreachable,
+    /// Said by the part that opens connections.
+    Connect(attempt::Failure),
+    ConnectTimeout,
+    Broken,
+    Malformed,
+    ResponseTimeout,
+    RequestTimeout,
+    /// Nobody was left to ask after this one.
+    Status(u16),
+    /// It is not the endpoint's fault, or the response has begun.
+    Request(Broke),
+}
+
+impl Failure {
+    fn status_and_text(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, "has no ready endpoints"),
+            Self::Unreachable => (StatusCode::BAD_GATEWAY, "has endpoints, but none accepted a connection"),
+            Self::Connect(failure) => failure.status_and_text(),
+            Self::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "has endpoints, but connecting timed out"),
+            Self::Broken => (StatusCode::BAD_GATEWAY, "closed the connection before it responded"),
+            Self::Malformed => (StatusCode::BAD_GATEWAY, "sent a response that is not valid HTTP"),
+            Self::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "did not respond in time"),
+            Self::RequestTimeout => (StatusCode::GATEWAY_TIMEOUT, "did not complete its response in time"),
+            Self::Status(status) => (
+                StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY),
+                "has no endpoint that responds better",
+            ),
+            Self::Request(_) => (StatusCode::BAD_GATEWAY, "did not complete its response"),
+        }
+    }
+}
+
+/// Ends a request that no endpoint has answered, or not completely.
+fn fail(failure: Failure, stream: &mut Stream, head: &Head, record: &Record) {
+    let reset = match failure {
+        Failure::Request(Broke::Client) => Some(Reason::CANCEL),
+        Failure::Request(Broke::BadBody) => Some(Reason::PROTOCOL_ERROR),
+        _ if stream.answered.get() => Some(Reason::INTERNAL_ERROR),
+        _ => None,
+    };
+    if let Some(reason) = reset {
+        return stream.respond.send_reset(reason);
+    }
+    if let Failure::Request(Broke::TooLarge) = failure {
+        return give(Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"), stream, head, record);
+    }
+    let (status, text) = failure.status_and_text();
+    record.flag(match failure {
+        Failure::NoEndpoints => Flags::NO_ENDPOINT,
+        Failure::ConnectTimeout | Failure::ResponseTimeout | Failure::RequestTimeout => {
+            Flags::UPSTREAM_FAILED.with(Flags::TIMEOUT)
+        }
+        _ => Flags::UPSTREAM_FAILED,
+    });
+    give(Answer::new(status, &format!("service {} {text}", record.backend.service)), stream, head, record);
+}
+
+fn give(answer: Answer, stream: &mut Stream, head: &Head, record: &Record) {
+    record.answered(answer.status);
+    if let Some(bytes) = answer.send(&mut stream.respond, &head.method, head.is_grpc) {
+        record.sent(bytes);
+    }
+}
+
+fn refused(refusal: &Refusal, backend: &Backend) -> Answer {
+    let (status, text, after) = match refusal {
+        Refusal::RateLimited { limit, retry_after } => {
+            (StatusCode::TOO_MANY_REQUESTS, format!("over the rate limit {limit}"), *retry_after)
+        }
+        Refusal::Overloaded { retry_after } => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("service {} has too much to do", backend.service), *retry_after)
+        }
+    };
+    Answer { retry_after: Some(after), ..Answer::new(status, &text) }
+}

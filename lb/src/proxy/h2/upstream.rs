@@ -1,0 +1,273 @@
+//! HTTP/2 connections to endpoints, shared by many requests of one proxy thread.
+//!
+//! A connection takes as many streams as its endpoint allows (and [`MAX_STREAMS`] at most); when all are full another one is opened,
+//! up to [`MAX_CONNECTIONS`], and then requests wait. Connections end when they are idle, when their endpoint is gone or says GOAWAY, or
+//! when it does not answer a PING; streams on them finish first where the endpoint still serves them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::client::{Connection, ResponseFuture, SendRequest};
+use h2::{Ping, SendStream};
+use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+
+use super::{Broke, CONNECTION_WINDOW_BYTES, RESET_STREAM_TIME, RESET_STREAMS, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
+use crate::backend::EndpointState;
+use crate::proxy::pool::{ConnectError, connect};
+use crate::proxy::response::MAX_HEAD_BYTES;
+
+/// Streams on one connection at a time.
+const MAX_STREAMS: usize = 100;
+/// Connections per endpoint and thread.
+const MAX_CONNECTIONS: usize = 8;
+/// How long a connection without streams is kept.
+const IDLE_TIME: Duration = Duration::from_secs(60);
+/// A connection with streams is asked whether it is alive this often; no answer until the next time ends it.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// All of a thread's HTTP/2 connections to endpoints.
+#[derive(Debug, Default)]
+pub(crate) struct Pool(RefCell<HashMap<u64, Rc<Connections>>>);
+
+/// Those to one endpoint.
+#[derive(Debug, Default)]
+struct Connections {
+    open: RefCell<Vec<Rc<Conn>>>,
+    connecting: Cell<bool>,
+    /// Failed attempts to connect, so that those who waited for one fail with it.
+    failures: Cell<u64>,
+    /// A stream ended, or connecting did.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Conn {
+    sender: SendRequest<Bytes>,
+    endpoint: Arc<EndpointState>,
+    state: Rc<ConnState>,
+}
+
+/// Shared with the task that drives the connection; knows no sender, which would keep the connection open.
+#[derive(Debug)]
+struct ConnState {
+    streams: Cell<usize>,
+    closed: Cell<bool>,
+    idle_since: Cell<Instant>,
+}
+
+/// Leave to open one stream. Must live as long as the stream.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    conn: Rc<Conn>,
+    all: Rc<Connections>,
+    /// The connection carried others before.
+    pub pooled: bool,
+}
+
+impl Pool {
+    /// A place for a stream to `endpoint`, on an open connection or a new one, within `timeout`.
+    pub async fn checkout(&self, endpoint: &Arc<EndpointState>, timeout: Duration) -> Result<Lease, ConnectError> {
+        let all = self.0.borrow_mut().entry(endpoint.id).or_default().clone();
+        if let Some(lease) = all.lease() {
+            return Ok(lease);
+        }
+        let failures = all.failures.get();
+        let wait = async {
+            loop {
+                if let Some(lease) = all.lease() {
+                    return Ok(lease);
+                }
+                if all.failures.get() != failures {
+                    return Err(ConnectError::Io(io::ErrorKind::ConnectionRefused.into()));
+                }
+                if !all.connecting.get() && all.open.borrow().len() < MAX_CONNECTIONS {
+                    return all.open(endpoint, timeout).await;
+                }
+                all.changed.notified().await;
+            }
+        };
+        tokio::time::timeout(timeout, wait).await.unwrap_or(Err(ConnectError::Timeout))
+    }
+
+    /// Lets go of connections that are too old, closed, or belong to an endpoint that is gone.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.0.borrow_mut().retain(|_, all| {
+            all.open.borrow_mut().retain(|conn| {
+                let idle = conn.state.streams.get() == 0 && now.duration_since(conn.state.idle_since.get()) > IDLE_TIME;
+                !conn.state.closed.get() && !conn.endpoint.is_removed() && !idle
+            });
+            !all.open.borrow().is_empty() || Rc::strong_count(all) > 1
+        });
+    }
+
+    /// Lets go of everything.
+    pub fn clear(&self) {
+        for (_, all) in self.0.borrow_mut().drain() {
+            // Their tasks know `all`, so that they would keep each other.
+            all.open.borrow_mut().clear();
+        }
+    }
+}
+
+impl Connections {
+    /// A place on the connection with the fewest streams.
+    fn lease(self: &Rc<Self>) -> Option<Lease> {
+        let mut open = self.open.borrow_mut();
+        open.retain(|conn| !conn.state.closed.get());
+        let conn = open.iter().min_by_key(|conn| conn.state.streams.get())?;
+        if conn.state.streams.get() >= conn.sender.current_max_send_streams().min(MAX_STREAMS) {
+            return None;
+        }
+        Some(Lease::new(conn, self, true))
+    }
+
+    async fn open(self: &Rc<Self>, endpoint: &Arc<EndpointState>, timeout: Duration) -> Result<Lease, ConnectError> {
+        let connecting = Connecting::begin(self);
+        let stream = connect(endpoint.addr, timeout).await?;
+        let (sender, connection) = client_settings()
+            .handshake::<_, Bytes>(stream)
+            .await
+            .map_err(|error| ConnectError::Io(io::Error::other(error)))?;
+        connecting.succeeded();
+        let state = Rc::new(ConnState {
+            streams: Cell::new(0),
+            closed: Cell::new(false),
+            idle_since: Cell::new(Instant::now()),
+        });
+        tokio::task::spawn_local(drive(connection, state.clone(), self.clone()));
+        let conn = Rc::new(Conn { sender, endpoint: endpoint.clone(), state });
+        self.open.borrow_mut().push(conn.clone());
+        Ok(Lease::new(&conn, self, false))
+    }
+}
+
+/// Marks that somebody connects, while it lives.
+struct Connecting<'a> {
+    all: &'a Connections,
+    succeeded: bool,
+}
+
+impl<'a> Connecting<'a> {
+    fn begin(all: &'a Connections) -> Self {
+        all.connecting.set(true);
+        Self { all, succeeded: false }
+    }
+
+    fn succeeded(mut self) {
+        self.succeeded = true;
+    }
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        self.all.connecting.set(false);
+        if !self.succeeded {
+            self.all.failures.set(self.all.failures.get() + 1);
+        }
+        self.all.changed.notify_waiters();
+    }
+}
+
+fn client_settings() -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .max_concurrent_reset_streams(RESET_STREAMS)
+        .reset_stream_duration(RESET_STREAM_TIME);
+    builder
+}
+
+/// Moves a connection's frames until it is over.
+async fn drive<IO: AsyncRead + AsyncWrite + Unpin>(
+    mut connection: Connection<IO, Bytes>,
+    state: Rc<ConnState>,
+    all: Rc<Connections>,
+) {
+    let mut ping_pong = connection.ping_pong();
+    let mut timer = pin!(tokio::time::sleep(PING_INTERVAL));
+    let mut connection = pin!(connection);
+    let mut asked = false;
+    let result = std::future::poll_fn(|cx| {
+        if let Some(ping_pong) = &mut ping_pong
+            && asked
+            && ping_pong.poll_pong(cx).is_ready()
+        {
+            asked = false;
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if asked {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(ping_pong) = &mut ping_pong
+                && state.streams.get() > 0
+            {
+                asked = ping_pong.send_ping(Ping::opaque()).is_ok() && ping_pong.poll_pong(cx).is_pending();
+            }
+            timer.as_mut().reset(tokio::time::Instant::now() + PING_INTERVAL);
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await;
+    if let Err(error) = result {
+        tracing::debug!(%error, "an HTTP/2 connection to an endpoint ended");
+    }
+    state.closed.set(true);
+    all.changed.notify_waiters();
+}
+
+impl Lease {
+    fn new(conn: &Rc<Conn>, all: &Rc<Connections>, pooled: bool) -> Self {
+        conn.state.streams.set(conn.state.streams.get() + 1);
+        Self { conn: conn.clone(), all: all.clone(), pooled }
+    }
+
+    /// Opens the stream with a request head; `end`: there is no body.
+    pub async fn send(&self, request: Request<()>, end: bool) -> Result<(ResponseFuture, SendStream<Bytes>), Broke> {
+        let ready = self.conn.sender.clone().ready().await;
+        let sent = ready.and_then(|mut sender| sender.send_request(request, end));
+        sent.map_err(|_| {
+            // It goes away; others may still be well.
+            self.conn.state.closed.set(true);
+            Broke::Unsent
+        })
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let state = &self.conn.state;
+        state.streams.set(state.streams.get().saturating_sub(1));
+        if state.streams.get() == 0 {
+            state.idle_since.set(Instant::now());
+        }
+        self.all.changed.notify_one();
+    }
+}
+
+/// What an error on a stream means for its request.
+pub(super) fn broke(error: &h2::Error) -> Broke {
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    // GOAWAY with a smaller last stream: it was not looked at (RFC 9113 §6.8, §8.7).
+    let left = error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+    if refused || left {
+        Broke::Unsent
+    } else if error.is_library() {
+        Broke::Malformed
+    } else {
+        Broke::Endpoint
+    }
+}
