@@ -5,8 +5,11 @@
 //! reading the system's roots, once.
 
 use std::cell::RefCell;
-use std::sync::{Arc, OnceLock};
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, OnceLock, Weak};
 
+use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
@@ -68,11 +71,57 @@ pub(crate) fn server_config(certificates: &[Arc<CertificatePlan>], alpn: &[&[u8]
     Some(Arc::new(config))
 }
 
-fn certified(plan: &CertificatePlan) -> Option<Arc<CertifiedKey>> {
+/// A usable certificate. One that another site (or this one, in the snapshot before) uses is not parsed again: a listener is compiled on
+/// every change of its routes, and may have thousands.
+fn certified(plan: &Arc<CertificatePlan>) -> Option<Arc<CertifiedKey>> {
+    static KNOWN: OnceLock<Mutex<Known>> = OnceLock::new();
+    let hash = Known::hash(plan);
+    let known = KNOWN.get_or_init(Mutex::default);
+    let found = known.lock().get(hash, plan);
+    let key = match found {
+        Some(key) => key,
+        None => parse(plan)?,
+    };
+    // Also when it was there: whose plan it was may soon be gone.
+    known.lock().insert(hash, plan, &key);
+    Some(key)
+}
+
+fn parse(plan: &CertificatePlan) -> Option<Arc<CertifiedKey>> {
     let chain: Vec<CertificateDer<'static>> =
         CertificateDer::pem_slice_iter(&plan.chain_pem).collect::<Result<_, _>>().ok()?;
     let key = PrivateKeyDer::from_pem_slice(&plan.key_pem).ok()?;
     CertifiedKey::from_der(chain, key, provider()).ok().map(Arc::new)
+}
+
+/// Certificates that were parsed, as long as somebody has their plans.
+#[derive(Default)]
+struct Known {
+    keys: HashMap<u64, (Weak<CertificatePlan>, Arc<CertifiedKey>)>,
+    /// Entries at which those that nobody has any more are dropped.
+    sweep_at: usize,
+}
+
+impl Known {
+    fn hash(plan: &CertificatePlan) -> u64 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        (&plan.chain_pem, &plan.key_pem).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    fn get(&self, hash: u64, plan: &CertificatePlan) -> Option<Arc<CertifiedKey>> {
+        let (known, key) = self.keys.get(&hash)?;
+        let known = known.upgrade()?;
+        (known.chain_pem == plan.chain_pem && known.key_pem == plan.key_pem).then(|| key.clone())
+    }
+
+    fn insert(&mut self, hash: u64, plan: &Arc<CertificatePlan>, key: &Arc<CertifiedKey>) {
+        if self.keys.len() >= self.sweep_at {
+            self.keys.retain(|_, (plan, _)| plan.strong_count() > 0);
+            self.sweep_at = (self.keys.len() * 2).max(64);
+        }
+        self.keys.insert(hash, (Arc::downgrade(plan), key.clone()));
+    }
 }
 
 /// The certificates of a site, in order of preference.
@@ -265,7 +314,7 @@ mod tests {
     #[test]
     fn the_best_certificate_is_chosen() {
         let plans = [plan(&["first.example"]), plan(&["*.w.example"]), plan(&["a.example", "b.example"])];
-        let keys = Certificates(plans.iter().filter_map(|plan| certified(plan)).collect());
+        let keys = Certificates(plans.iter().filter_map(certified).collect());
         for (name, expected) in [
             (Some("a.example"), 2),
             (Some("c.w.example"), 1),
@@ -282,10 +331,26 @@ mod tests {
     fn broken_certificates_are_left_out() {
         let mut broken = (*plan(&["a"])).clone();
         broken.key_pem = b"nonsense".to_vec();
-        assert!(certified(&broken).is_none());
+        assert!(certified(&Arc::new(broken)).is_none());
         // The key of another certificate.
         let mixed = CertificatePlan { key_pem: plan(&["b"]).key_pem.clone(), ..(*plan(&["a"])).clone() };
-        assert!(certified(&mixed).is_none());
+        assert!(certified(&Arc::new(mixed)).is_none());
+    }
+
+    #[test]
+    fn a_certificate_is_parsed_once_while_it_is_in_use() {
+        let first = plan(&["a.example"]);
+        let key = certified(&first).expect("a certificate");
+        let same = Arc::new((*first).clone());
+        assert!(Arc::ptr_eq(&key, &certified(&same).expect("a certificate")));
+        let mut known = Known::default();
+        known.insert(1, &first, &key);
+        assert!(known.get(1, &first).is_some() && known.get(1, &plan(&["a.example"])).is_none());
+        drop((first, same));
+        assert!(known.get(1, &plan(&["a.example"])).is_none());
+        known.sweep_at = 0;
+        known.insert(2, &plan(&["b"]), &key);
+        assert_eq!(known.keys.len(), 1, "what nobody has is forgotten");
     }
 
     #[test]

@@ -232,3 +232,26 @@ async fn heads_are_bounded_on_routes_too() {
     assert!(endpoint.seen().is_empty());
     lab.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_is_tried_elsewhere_unless_the_policy_says_no() {
+    let (closing, good) = (Scripted::start(|_, _| Act::Close).await, Scripted::named("good").await);
+    let mut never = RequestPolicy::default();
+    never.retries.on_reset = false;
+    let setup = Setup::default()
+        .service("a", &[closing.addr, good.addr])
+        .rules(vec![rule("/", "a"), governed("/never", "a", never)]);
+    let lab = Routed::start(&setup).await;
+    let mut statuses = Vec::new();
+    for _ in 0..8 {
+        assert_eq!(lab.get("/").await.body, "good");
+        statuses.push(lab.get("/never").await.status);
+    }
+    assert!(!closing.seen().is_empty());
+    // What is not idempotent is sent once, whatever it meets.
+    for _ in 0..8 {
+        statuses.push(lab.send("POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.status);
+    }
+    assert!(statuses[..8].contains(&502) && statuses[8..].contains(&502), "{statuses:?}");
+    lab.stop().await;
+}

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use scaleup_lb::policy::{RequestPolicy, ServicePolicy};
+use scaleup_lb::policy::{Algorithm, RequestPolicy, ServicePolicy};
 use scaleup_lb::snapshot::routes::{
     BackendRef, CertificatePlan, Filter, HostPattern, HostPort, HostsPlan, HttpPlan, ListenerPlan, Mode, PathMatch,
     RuleId, RulePlan, TlsAction, TlsSite, WeightedBackend,
@@ -30,8 +30,10 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// Endpoints that are chosen in turn.
     pub fn service(self, name: &'static str, endpoints: &[SocketAddr]) -> Self {
-        self.service_with(name, endpoints, ServicePolicy::default())
+        let policy = ServicePolicy { algorithm: Some(Algorithm::RoundRobin), ..ServicePolicy::default() };
+        self.service_with(name, endpoints, policy)
     }
 
     pub fn service_with(mut self, name: &'static str, endpoints: &[SocketAddr], policy: ServicePolicy) -> Self {
