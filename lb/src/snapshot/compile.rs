@@ -14,16 +14,19 @@ use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::jiff::Timestamp;
 use scaleup_api::well_known::{ANNOTATION_POD_GATEWAY, LABEL_REGION, LABEL_ZONE};
 
-use super::assemble::{self, Compiled, Shadowed};
+use super::assemble::{self, Compiled, Content, Shadowed};
 use super::compile_route::{self, Context, RouteOutcome};
 use super::gateways::{Gateways, IngressClaims, Namespaces};
 use super::objects::{Kind, NodeFacts, Object, ObjectKey, Objects, Route, RouteKey, RouteKind, created, object_key};
 use super::plan::{ServiceContext, plan_service, service_key, slice_service};
 use super::policies::{Policies, TargetKind};
-use super::routes::{BackendRef, HostPort, ListenerPlan};
+use super::routes::{BackendRef, HostPattern, HostPort, ListenerPlan};
 use super::{NodePlan, PlanConfig, ServiceKey, ServicePlan, Snapshot, certificates, ingress, statuses};
 use crate::listeners::Report;
 use crate::policy::RequestPolicy;
+
+/// Names on a port whose rules are exchanged one by one; of more, the port is assembled anew.
+const MAX_PATCHED_HOSTS: usize = 64;
 
 /// Namespace and name of an EndpointSlice.
 type SliceKey = (String, String);
@@ -60,7 +63,7 @@ pub struct Compiler {
 struct Dirty {
     services: BTreeSet<ServiceKey>,
     routes: BTreeSet<RouteKey>,
-    ports: BTreeSet<HostPort>,
+    ports: BTreeMap<HostPort, Touched>,
     all_services: bool,
     all_routes: bool,
     all_ports: bool,
@@ -68,6 +71,15 @@ struct Dirty {
     claims: bool,
     gateways: bool,
     policies: bool,
+}
+
+/// What routes changed on a port.
+#[derive(Clone, Debug, Default)]
+struct Touched {
+    /// Rules of these names.
+    hosts: BTreeSet<HostPattern>,
+    /// More than rules of names.
+    more: bool,
 }
 
 impl Compiler {
@@ -497,11 +509,15 @@ impl Compiler {
     }
 
     /// Puts a compiled route in place of its predecessor, and says whether the set of Service ports that routes send to has changed.
-    fn exchange(&mut self, key: &RouteKey, new: Option<Compiled>, ports: &mut BTreeSet<HostPort>) -> bool {
+    fn exchange(&mut self, key: &RouteKey, new: Option<Compiled>, ports: &mut BTreeMap<HostPort, Touched>) -> bool {
         let old = self.routes.remove(key).unwrap_or_default();
         let next = new.as_ref().cloned().unwrap_or_default();
         if old.places != next.places || old.created != next.created {
-            ports.extend(old.places.iter().chain(&next.places).map(|place| place.port));
+            for place in old.places.iter().chain(&next.places) {
+                let touched = ports.entry(place.port).or_default();
+                touched.hosts.extend(place.hosts.iter().cloned());
+                touched.more |= !matches!(place.content, Content::Http(_));
+            }
         }
         unfile(&mut self.by_service, &old.mentions, key);
         unfile(&mut self.by_gateway, &old.parents, key);
@@ -532,28 +548,35 @@ impl Compiler {
     }
 
     fn refresh_listeners(&mut self, dirty: &Dirty) {
-        let mut ports = dirty.ports.clone();
+        let mut whole: BTreeSet<HostPort> = BTreeSet::new();
         if dirty.all_ports {
-            ports.extend(self.gateways.ports.keys().chain(self.listeners.keys()));
+            whole.extend(self.gateways.ports.keys().chain(self.listeners.keys()));
         }
-        if ports.is_empty() {
+        for (port, touched) in &dirty.ports {
+            let small = !dirty.all_ports && !touched.more && touched.hosts.len() <= MAX_PATCHED_HOSTS;
+            let known = self.listeners.get(port).filter(|_| small);
+            match known.and_then(|old| assemble::patched(old, *port, &self.gateways, &self.routes, &touched.hosts)) {
+                Some(plan) => _ = self.listeners.insert(*port, Arc::new(plan)),
+                None => _ = whole.insert(*port),
+            }
+        }
+        if whole.is_empty() {
             return;
         }
         let mut routes: Vec<(&RouteKey, &Compiled)> =
             self.routes.iter().filter(|(_, route)| !route.places.is_empty()).collect();
-        routes.sort_by(|(a, x), (b, y)| (x.created, &a.key, a.kind).cmp(&(y.created, &b.key, b.kind)));
-        for port in ports {
+        routes.sort_by(assemble::by_age);
+        for port in whole {
             let mut shadowed = Shadowed::new();
             let plan = assemble::listener(port, &self.gateways, &self.policies, &routes, &mut shadowed);
             self.shadowed.remove(&port);
             if !shadowed.is_empty() {
                 self.shadowed.insert(port, shadowed);
             }
+            let same = |plan: &ListenerPlan| self.listeners.get(&port).is_some_and(|old| **old == *plan);
             match plan {
                 // Routes that changed make another plan anyhow: only others are worth a comparison.
-                Some(plan)
-                    if dirty.ports.contains(&port) || self.listeners.get(&port).is_none_or(|old| **old != plan) =>
-                {
+                Some(plan) if dirty.ports.contains_key(&port) || !same(&plan) => {
                     self.listeners.insert(port, Arc::new(plan));
                 }
                 Some(_) => {}

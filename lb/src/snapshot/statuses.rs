@@ -84,6 +84,9 @@ pub(crate) struct Plan {
     pub problems: BTreeMap<(RouteKey, String), Vec<Fault>>,
 }
 
+/// Listeners and ports at which a route is served.
+pub(super) type Served = BTreeSet<(Option<ListenerId>, HostPort)>;
+
 /// What statuses are made of.
 #[derive(Clone, Copy)]
 pub(super) struct Known<'a> {
@@ -92,7 +95,7 @@ pub(super) struct Known<'a> {
     pub policies: &'a Policies,
     pub outcomes: &'a BTreeMap<RouteKey, std::sync::Arc<RouteOutcome>>,
     /// Listeners at which a route is served, for each route.
-    pub served: &'a dyn Fn(&RouteKey) -> BTreeSet<(Option<ListenerId>, HostPort)>,
+    pub served: &'a dyn Fn(&RouteKey) -> Served,
     pub shadowed: &'a BTreeMap<HostPort, Shadowed>,
     pub by_service: &'a BTreeMap<ObjectKey, BTreeSet<RouteKey>>,
     pub report: &'a Report,
