@@ -15,6 +15,10 @@ pub struct Config {
     pub bind_address: IpAddr,
     /// Address written to `Service.status.loadBalancer.ingress` once a Service's listeners are bound.
     pub advertise_ip: IpAddr,
+    /// Port that Ingresses are served on in clear text.
+    pub http_port: u16,
+    /// Port that Ingresses are served on with TLS.
+    pub https_port: u16,
     /// Proxy threads, each with its own listener sockets and upstream pool. `None`: one per core.
     pub threads: Option<usize>,
     /// Name of our nftables table (family `ip`), unique per instance on a machine.
@@ -53,6 +57,8 @@ impl Config {
             node_name,
             bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             advertise_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            http_port: 80,
+            https_port: 443,
             threads: None,
             service_cidr: "10.96.0.0/16".to_owned(),
             cluster_domain: "cluster.local".to_owned(),

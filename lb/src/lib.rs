@@ -104,7 +104,11 @@ impl Lb {
     pub async fn run(&self, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
         let mut parts = self.start(&shutdown)?;
         let (hub, config, token) = (self.hub.clone(), &self.config, shutdown.clone());
-        let compiler = Compiler::new(PlanConfig { node_name: config.node_name.clone(), ..PlanConfig::default() });
+        let compiler = Compiler::new(PlanConfig {
+            node_name: config.node_name.clone(),
+            http_port: config.http_port,
+            https_port: config.https_port,
+        });
         let mut statuses = None;
         if config.enable_proxy {
             let ip = config.advertise_ip.to_string();

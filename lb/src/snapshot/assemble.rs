@@ -87,6 +87,74 @@ pub(super) fn listener(
     })
 }
 
+/// The order of routes: the oldest first.
+pub(super) fn by_age((a, x): &(&RouteKey, &Compiled), (b, y): &(&RouteKey, &Compiled)) -> std::cmp::Ordering {
+    (x.created, &a.key, a.kind).cmp(&(y.created, &b.key, b.kind))
+}
+
+/// `old` with the rules of `hosts` as they are now, if it serves HTTP: what [`listener`] would say when nothing else has changed.
+pub(super) fn patched(
+    old: &ListenerPlan,
+    port: HostPort,
+    gateways: &Gateways,
+    routes: &BTreeMap<RouteKey, Compiled>,
+    hosts: &BTreeSet<HostPattern>,
+) -> Option<ListenerPlan> {
+    let before = match &old.mode {
+        Mode::Http(http) => http,
+        Mode::Tls(sites) => sites.iter().find_map(|site| match &site.action {
+            TlsAction::Http { http, .. } => Some(http),
+            _ => None,
+        })?,
+        Mode::Tcp(_) | Mode::Udp(_) => return None,
+    };
+    let touches = |place: &Place| {
+        let http = matches!(place.content, Content::Http(_));
+        http && place.port == port && place.hosts.iter().any(|host| hosts.contains(host))
+    };
+    let mut touching: Vec<(&RouteKey, &Compiled)> =
+        routes.iter().filter(|(_, route)| route.places.iter().any(touches)).collect();
+    touching.sort_by(by_age);
+    let places = touching
+        .iter()
+        .flat_map(|(key, route)| route.places.iter().filter(|place| touches(place)).map(move |place| (*key, place)));
+    let fresh = http(gateways, port, places);
+    let mut listeners = before.listeners.clone();
+    for pattern in fresh.listeners.keys().chain(before.listeners.keys()) {
+        let new = fresh.listeners.get(pattern);
+        let plan = listeners.entry(pattern.clone()).or_default();
+        let rules = |host| new.and_then(|new| new.hosts.get(host));
+        if hosts.iter().all(|host| plan.hosts.get(host) == rules(host)) {
+            continue;
+        }
+        let plan = Arc::make_mut(plan);
+        for host in hosts {
+            match rules(host) {
+                Some(rules) => _ = plan.hosts.insert(host.clone(), rules.clone()),
+                None => _ = plan.hosts.remove(host),
+            }
+        }
+    }
+    // An entry without rules stays only where a Gateway listens.
+    listeners.retain(|pattern, plan| !plan.hosts.is_empty() || fresh.listeners.contains_key(pattern));
+    let new = Arc::new(HttpPlan { listeners });
+    let mode = match &old.mode {
+        Mode::Tls(sites) => Mode::Tls(sites.iter().map(|site| with_http(site, &new)).collect()),
+        _ => Mode::Http(new),
+    };
+    Some(ListenerPlan { mode, ..old.clone() })
+}
+
+fn with_http(site: &TlsSite, plan: &Arc<HttpPlan>) -> TlsSite {
+    let action = match &site.action {
+        TlsAction::Http { certificates, .. } => {
+            TlsAction::Http { certificates: certificates.clone(), http: plan.clone() }
+        }
+        other => other.clone(),
+    };
+    TlsSite { host: site.host.clone(), action }
+}
+
 /// What policies of a listener say about PROXY protocol.
 pub(super) fn accept_proxy(policies: &Policies, id: &ListenerId) -> Option<Arc<[String]>> {
     policies.of(TargetKind::Gateway, &id.gateway, Some(&id.listener)).find_map(|attached| attached.accept_proxy.clone())

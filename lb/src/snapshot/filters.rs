@@ -103,8 +103,11 @@ fn editable(name: &str) -> Result<Arc<str>, Fault> {
     Ok(name)
 }
 
+/// Name and value of a field.
+type Pair = (Arc<str>, Arc<str>);
+
 fn header_edits(filter: &HTTPHeaderFilter) -> Result<HeaderEdits, Fault> {
-    let pairs = |headers: &[HTTPHeader]| -> Result<Vec<(Arc<str>, Arc<str>)>, Fault> {
+    let pairs = |headers: &[HTTPHeader]| -> Result<Vec<Pair>, Fault> {
         if headers.len() > MAX_HEADERS {
             return Err(invalid(format!("more than {MAX_HEADERS} headers")));
         }

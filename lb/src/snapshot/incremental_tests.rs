@@ -247,7 +247,10 @@ fn any_sequence_of_events_ends_where_its_objects_do() {
     for seed in 0..40 {
         let mut numbers = Numbers(seed);
         let mut incremental = Compiler::new(config.clone());
-        let mut alive: BTreeMap<usize, Value> = BTreeMap::new();
+        // Half of the sequences begin with everything there is.
+        let first = slots.iter().map(|slot| slot[0].clone()).enumerate().filter(|_| seed % 2 == 0);
+        let mut alive: BTreeMap<usize, Value> = first.collect();
+        alive.values().for_each(|value| incremental.apply(object(value.clone()).expect("an object")));
         for step in 0..60 {
             let at = numbers.below(slots.len());
             // Nodes are not forgotten, and a Secret is compared with its predecessor: they are only exchanged.
@@ -274,7 +277,7 @@ fn any_sequence_of_events_ends_where_its_objects_do() {
             told += plans[0].patches.len();
         }
     }
-    assert!(served > 1_000 && told > 1_000, "the sequences do nothing: {served} rules, {told} statuses");
+    assert!(served > 1_000 && told > 2_000, "the sequences do nothing: {served} rules, {told} statuses");
 }
 
 /// A Gateway with `count` HTTPRoutes over a tenth as many Services, each with an endpoint.
@@ -311,13 +314,13 @@ fn large_slice(at: usize, octet: u8) -> Value {
 fn a_change_among_thousands_of_routes_touches_little() {
     let mut compiler = large(5_000);
     let before = compiler.snapshot();
-    let mut slowest = [0.0_f64; 2];
+    let mut took = [Vec::new(), Vec::new()];
     for round in 0..20_u8 {
         let slice = object(large_slice(7, round)).expect("a slice");
         let start = Instant::now();
         compiler.apply(slice);
         let after = compiler.snapshot();
-        slowest[0] = slowest[0].max(start.elapsed().as_secs_f64());
+        took[0].push(start.elapsed().as_micros());
         assert!(before.listeners.iter().all(|(port, plan)| Arc::ptr_eq(plan, &after.listeners[port])));
         assert!(Arc::ptr_eq(&before.routed, &after.routed));
     }
@@ -333,9 +336,10 @@ fn a_change_among_thousands_of_routes_touches_little() {
         let start = Instant::now();
         compiler.apply(route);
         let after = compiler.snapshot();
-        slowest[1] = slowest[1].max(start.elapsed().as_secs_f64());
+        took[1].push(start.elapsed().as_micros());
         let shared = rules(&before).iter().zip(rules(&after)).filter(|(old, new)| Arc::ptr_eq(old, new)).count();
         assert_eq!(shared, 4_999);
     }
-    println!("slowest of 20: an endpoint {:.3} ms, a route {:.3} ms", slowest[0] * 1e3, slowest[1] * 1e3);
+    took.iter_mut().for_each(|took| took.sort_unstable());
+    println!("median of 20: an endpoint {} µs, a route {} µs", took[0][10], took[1][10]);
 }

@@ -533,4 +533,82 @@ mod tests {
         let plan = planned(json!({"ports": ports}), json!([]));
         assert_eq!(plan.ports.iter().map(|p| p.port).collect::<Vec<_>>(), [9]);
     }
+
+    /// The plan of a Service `web` beside other objects, as the compiler makes it.
+    fn compiled(spec: Value, endpoints: Value, others: &[Value]) -> ServicePlan {
+        let mut all = others.to_vec();
+        all.push(json!({"kind": "Service", "metadata": {"name": "web", "namespace": "shop"}, "spec": spec}));
+        let mut slice = serde_json::to_value(slice(endpoints)).expect("JSON");
+        slice["kind"] = json!("EndpointSlice");
+        all.push(slice);
+        let config = PlanConfig { node_name: "n1".to_owned(), ..PlanConfig::default() };
+        let snapshot = crate::snapshot::testing::snapshot(config, &all).expect("valid objects");
+        Arc::unwrap_or_clone(snapshot.services.into_values().next().expect("one Service"))
+    }
+
+    fn node(name: &str, zone: &str) -> Value {
+        json!({"kind": "Node", "metadata": {"name": name, "labels": {
+            "topology.kubernetes.io/zone": zone, "topology.kubernetes.io/region": format!("{zone}-region")}}})
+    }
+
+    #[test]
+    fn endpoints_know_their_zone_region_and_weight() {
+        let policy = json!({"kind": "TrafficPolicy", "metadata": {"namespace": "shop", "name": "p"}, "spec": {
+            "targetRefs": [{"kind": "Service", "name": "web"}],
+            "loadBalancing": {"weights": [{"zone": "b", "weight": 7}, {"node": "n1", "weight": 8}]}}});
+        let endpoints = json!([
+            {"addresses": ["10.1.0.1"], "nodeName": "n1"}, {"addresses": ["10.1.0.2"], "nodeName": "n2", "zone": "c"},
+            {"addresses": ["10.1.0.3"], "nodeName": "n3"}, {"addresses": ["10.1.0.4"]},
+        ]);
+        let plan = compiled(
+            json!({"ports": http_port()}),
+            endpoints,
+            &[node("n1", "a"), node("n2", "b"), node("n3", "b"), policy],
+        );
+        let facts: Vec<_> = plan.ports[0]
+            .routed
+            .iter()
+            .map(|e| (e.zone.as_deref().unwrap_or_default(), e.region.as_deref().unwrap_or_default(), e.weight))
+            .collect();
+        assert_eq!(facts, [("a", "a-region", 8), ("c", "b-region", 100), ("b", "b-region", 7), ("", "", 100)]);
+        assert_eq!(&*plan.ports[0].policy.sources[0], "shop/p");
+    }
+
+    #[test]
+    fn hints_keep_traffic_from_inside_in_its_zone_if_all_endpoints_have_them() {
+        let near = json!({"addresses": ["10.1.0.1"], "hints": {"forZones": [{"name": "a"}]}});
+        let far = json!({"addresses": ["10.1.0.2"], "hints": {"forZones": [{"name": "b"}]}});
+        let silent = json!({"addresses": ["10.1.0.3"]});
+        let check = |endpoints: Value, expected: &[&str]| {
+            let plan = compiled(json!({"ports": http_port()}), endpoints.clone(), &[node("n1", "a")]);
+            assert_eq!(addresses(&plan.ports[0].internal), expected);
+            assert_eq!(plan.ports[0].routed.len(), endpoints.as_array().expect("an array").len());
+        };
+        check(json!([near, far]), &["10.1.0.1:8080"]);
+        check(json!([near, far, silent]), &["10.1.0.1:8080", "10.1.0.2:8080", "10.1.0.3:8080"]);
+        check(json!([far]), &["10.1.0.2:8080"]);
+    }
+
+    #[test]
+    fn traffic_distribution_and_affinity_become_policy() {
+        let policy = |spec: Value| {
+            let mut spec = spec;
+            spec["ports"] = http_port();
+            planned(spec, json!([])).ports[0].policy.clone()
+        };
+        for (text, prefer) in [
+            ("PreferClose", Prefer::Zone),
+            ("PreferSameZone", Prefer::Zone),
+            ("PreferSameNode", Prefer::Node),
+            ("x", Prefer::None),
+        ] {
+            assert_eq!(policy(json!({"trafficDistribution": text})).locality.prefer, prefer);
+        }
+        let affinity = |config: Value| {
+            policy(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config})).client_ip_affinity
+        };
+        assert_eq!(affinity(json!({})), Some(Duration::from_secs(10_800)));
+        assert_eq!(affinity(json!({"clientIP": {"timeoutSeconds": 5}})), Some(Duration::from_secs(5)));
+        assert_eq!(affinity(json!({"clientIP": {"timeoutSeconds": -5}})), Some(Duration::from_secs(10_800)));
+    }
 }

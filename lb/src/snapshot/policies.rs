@@ -106,7 +106,9 @@ pub(crate) struct Policies {
     pub tls_outcomes: BTreeMap<ObjectKey, Option<Fault>>,
 }
 
-type TlsByPort = Arc<[(Option<Arc<str>>, Arc<UpstreamTls>)]>;
+/// A port's name (all ports if absent) and TLS to its endpoints.
+type TlsOfPort = (Option<Arc<str>>, Arc<UpstreamTls>);
+type TlsByPort = Arc<[TlsOfPort]>;
 
 impl Policies {
     /// From the objects. Pure.
@@ -132,7 +134,7 @@ impl Policies {
         let mut by_age: Vec<(&ObjectKey, &BackendTLSPolicy)> =
             objects.tls_policies.iter().map(|(key, policy)| (key, &**policy)).collect();
         by_age.sort_by_key(|(key, policy)| (created(&policy.metadata), *key));
-        let mut tls: BTreeMap<ObjectKey, Vec<(Option<Arc<str>>, Arc<UpstreamTls>)>> = BTreeMap::new();
+        let mut tls: BTreeMap<ObjectKey, Vec<TlsOfPort>> = BTreeMap::new();
         for (key, policy) in by_age {
             let (plan, fault) = backend_tls(objects, key, policy);
             let plan = Arc::new(plan);

@@ -260,6 +260,26 @@ fn a_policy_says_what_became_of_it_at_each_target() {
 }
 
 #[test]
+fn proxy_protocol_is_for_the_oldest_on_a_port_to_ask() {
+    let policy = json!({"kind": "TrafficPolicy", "metadata": {"namespace": "infra", "name": "p"}, "spec": {
+        "targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge"}],
+        "proxyProtocol": {"accept": true, "trustedSources": ["10.0.0.0/8"]}}});
+    let ingress = json!({"kind": "Ingress", "metadata": {"namespace": "infra", "name": "i", "creationTimestamp": "2020-01-01T00:00:00Z"},
+        "spec": {"ingressClassName": "scaleup", "defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}}});
+    let edge = gateway(json!([{"name": "http", "port": 80, "protocol": "HTTP"}]));
+    let check = |objects: &[Value], reason: &str, accepts: bool| {
+        let mut compiler = world(objects);
+        let plan = planned(&compiler, &report(&[]));
+        let status = status(&plan, Kind::TrafficPolicy).expect("a status");
+        assert_eq!(status["ancestors"][0]["conditions"][0]["reason"], reason);
+        let snapshot = compiler.snapshot();
+        assert_eq!(snapshot.listeners.values().next().expect("a listener").accept_proxy.is_some(), accepts);
+    };
+    check(&[edge.clone(), policy.clone()], "Accepted", true);
+    check(&[edge, policy, ingress], "Conflicted", false);
+}
+
+#[test]
 fn an_ingress_has_our_address_while_its_port_is_bound() {
     let ingress = |ips: Value| {
         json!({"kind": "Ingress", "metadata": {"namespace": "infra", "name": "i"}, "status": {"loadBalancer": {"ingress": ips}},

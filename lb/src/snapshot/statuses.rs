@@ -84,6 +84,9 @@ pub(crate) struct Plan {
     pub problems: BTreeMap<(RouteKey, String), Vec<Fault>>,
 }
 
+/// Listeners and ports at which a route is served.
+pub(super) type Served = BTreeSet<(Option<ListenerId>, HostPort)>;
+
 /// What statuses are made of.
 #[derive(Clone, Copy)]
 pub(super) struct Known<'a> {
@@ -92,7 +95,7 @@ pub(super) struct Known<'a> {
     pub policies: &'a Policies,
     pub outcomes: &'a BTreeMap<RouteKey, std::sync::Arc<RouteOutcome>>,
     /// Listeners at which a route is served, for each route.
-    pub served: &'a dyn Fn(&RouteKey) -> BTreeSet<(Option<ListenerId>, HostPort)>,
+    pub served: &'a dyn Fn(&RouteKey) -> Served,
     pub shadowed: &'a BTreeMap<HostPort, Shadowed>,
     pub by_service: &'a BTreeMap<ObjectKey, BTreeSet<RouteKey>>,
     pub report: &'a Report,
@@ -423,7 +426,24 @@ fn target_fault(known: Known<'_>, policy: &ObjectKey, outcome: &TargetOutcome) -
     if !exists {
         return Some(Fault::new("TargetNotFound", format!("{} {key} does not exist", target.kind)));
     }
-    known.policies.overridden(policy, kind, &key, target.section_name.as_deref())
+    let overridden = known.policies.overridden(policy, kind, &key, target.section_name.as_deref());
+    overridden.or_else(|| (kind == TargetKind::Gateway).then(|| shared_port(known, policy, &key)).flatten())
+}
+
+/// A policy that asks for PROXY protocol on a port that an older object has: it would cut off the clients of that.
+fn shared_port(known: Known<'_>, policy: &ObjectKey, gateway: &ObjectKey) -> Option<Fault> {
+    let source = policy.to_string();
+    let facts = known.gateways.by_key.get(gateway)?;
+    facts.listeners.iter().filter(|listener| listener.refused.is_none()).find_map(|listener| {
+        let attached = known.policies.of(TargetKind::Gateway, gateway, Some(&listener.name));
+        let mut asking = attached.filter(|attached| attached.accept_proxy.is_some());
+        let used = known.gateways.ports.get(&listener.port)?;
+        let first = used.first.as_ref().is_some_and(|first| first.gateway == *gateway);
+        let asks = asking.any(|attached| attached.request.source.as_deref() == Some(&source));
+        let owner = used.owners.first().filter(|_| asks && !first)?;
+        let message = format!("proxyProtocol.accept: port {} belongs to {owner}, which is older", listener.port.port);
+        Some(Fault::new("Conflicted", message))
+    })
 }
 
 fn tls_policies(known: Known<'_>, plan: &mut Plan) {

@@ -26,6 +26,8 @@ type Body = BoxBody<Bytes, std::io::Error>;
 #[derive(Default)]
 struct Fake {
     away: bool,
+    /// Kinds that the API server does not know.
+    unserved: Vec<&'static str>,
     /// Of the last write.
     revision: u64,
     lists: BTreeMap<String, Vec<Value>>,
@@ -65,6 +67,12 @@ impl Api {
         }
         let query = format!("{}&", head.uri.query().unwrap_or_default());
         let plural = path.rsplit('/').next().unwrap().to_owned();
+        if fake.unserved.contains(&plural.as_str()) {
+            return reply(
+                404,
+                &json!({"kind": "Status", "code": 404, "message": "no such resource", "reason": "NotFound"}),
+            );
+        }
         match head.method.as_str() {
             // Nothing of the past is kept: a watch that has missed something must list again.
             "GET"
@@ -95,12 +103,16 @@ impl Api {
             }
             "PATCH" => {
                 let patch: Value = serde_json::from_slice(&body).unwrap();
-                fake.patches.push((path, patch.clone()));
-                let mut service = fake.lists["services"][0].clone();
-                service["status"] = patch["status"].clone();
+                // …/PLURAL/NAME/status
+                let mut parts = path.rsplit('/').skip(1).map(str::to_owned);
+                let (name, plural) = (parts.next().unwrap(), parts.next().unwrap());
+                let known = fake.lists[&plural].iter().find(|object| object["metadata"]["name"] == *name);
+                let mut object = known.cloned().unwrap();
+                fake.patches.push((path.clone(), patch.clone()));
+                object["status"] = patch["status"].clone();
                 drop(fake);
-                self.put("services", service.clone());
-                reply(200, &service)
+                self.put(&plural, object.clone());
+                reply(200, &object)
             }
             "POST" => {
                 let event: Value = serde_json::from_slice(&body).unwrap();
@@ -200,7 +212,12 @@ async fn objects_become_traffic_and_an_address_in_status() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     api.put("services", service(json!({})));
     api.put("endpointslices", slice(&[first.addr]));
-    api.0.lock().away = false;
+    {
+        // An API server without the kinds of the Gateway API and ours.
+        let mut fake = api.0.lock();
+        fake.unserved = vec!["gateways", "gatewayclasses", "httproutes", "referencegrants", "trafficpolicies"];
+        fake.away = false;
+    }
 
     let mut client = connected(addr).await;
     assert_eq!(client.get("/").await.1, "e0");
@@ -311,6 +328,67 @@ async fn endpoints_that_are_left_out_are_told_of() {
     let event = events.iter().find(|event| event["reason"] == "EndpointsLeftOut").unwrap();
     assert_eq!(event["note"], format!("Endpoints get no traffic: {dead} (fails its health check)."));
     assert_eq!((&event["type"], &event["regarding"]["name"]), (&json!("Warning"), &json!("web")));
+    shutdown.cancel();
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ingresses_and_gateways_are_served_and_say_so() {
+    let [endpoint] = endpoints::<1>().await;
+    let api = Api::default();
+    api.put(
+        "ingressclasses",
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "IngressClass", "metadata": {"name": "scaleup"},
+        "spec": {"controller": "scaleup.dev/ingress"}}),
+    );
+    api.put(
+        "gatewayclasses",
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass", "metadata": {"name": "scaleup"},
+        "spec": {"controllerName": "scaleup.dev/gateway"}}),
+    );
+    let mut plain = service(json!({}));
+    plain["spec"]["type"] = json!("ClusterIP");
+    api.put("services", plain);
+    api.put("endpointslices", slice(&[endpoint.addr]));
+    api.put("ingresses", json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "i", "namespace": "shop", "uid": "u2"},
+        "spec": {"ingressClassName": "scaleup", "tls": [{"hosts": ["web"], "secretName": "gone"}], "rules": [{"host": "web", "http": {"paths": [
+            {"path": "/", "pathType": "Prefix", "backend": {"service": {"name": "web", "port": {"name": "http"}}}}]}}]}}));
+    let mut config = config();
+    (config.http_port, config.https_port) = (8380, 8343);
+    let address = config.bind_address;
+    let (shutdown, running) = run(&api, config);
+    connected(SocketAddr::new(address, 8380)).await;
+    let patched = |fake: &Fake, suffix: &str| {
+        fake.patches.iter().rev().find(|(path, _)| path.ends_with(suffix)).map(|(_, patch)| patch.clone())
+    };
+    api.until("the Ingress has an address", |fake| patched(fake, "/ingresses/i/status").is_some()).await;
+    api.until("the event", |fake| !fake.events.is_empty()).await;
+    let event = api.0.lock().events[0].clone();
+    assert_eq!((&event["reason"], &event["regarding"]["kind"]), (&json!("InvalidCertificateRef"), &json!("Ingress")));
+
+    api.put("gateways", json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "g", "namespace": "shop", "generation": 1},
+        "spec": {"gatewayClassName": "scaleup", "listeners": [{"name": "l", "port": 8381, "protocol": "HTTP"}]}}));
+    api.put("httproutes", json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "r", "namespace": "shop"},
+        "spec": {"parentRefs": [{"name": "g"}], "rules": [{"backendRefs": [{"name": "web", "port": SERVICE_PORT}]}]}}));
+    connected(SocketAddr::new(address, 8381)).await;
+    let programmed = |fake: &Fake| {
+        let patch = patched(fake, "/gateways/g/status")?;
+        let listener = &patch["status"]["listeners"][0];
+        let fine =
+            listener["conditions"].as_array()?.iter().any(|c| c["type"] == "Programmed" && c["status"] == "True");
+        (fine && listener["attachedRoutes"] == 1 && patch["status"]["addresses"][0]["value"] == "192.0.2.10")
+            .then_some(())
+    };
+    api.until("the Gateway is programmed", |fake| programmed(fake).is_some()).await;
+    let accepted = |fake: &Fake| {
+        let conditions = &patched(fake, "/httproutes/r/status")?["status"]["parents"][0]["conditions"];
+        conditions.as_array()?.iter().all(|c| c["status"] == "True").then_some(())
+    };
+    api.until("the route is accepted", |fake| accepted(fake).is_some()).await;
+    // Nobody writes what is there already.
+    let written = api.0.lock().patches.len();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(api.0.lock().patches.len() <= written + 2, "statuses settle: {:#?}", api.0.lock().patches);
     shutdown.cancel();
     tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap();
 }

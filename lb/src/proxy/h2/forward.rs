@@ -20,15 +20,15 @@ use super::answer::{Answer, effective_status};
 use super::head::Head;
 use super::meter::Meter;
 use super::{Broke, filters, http1, http2, response};
+use crate::access::{Flags, Wire};
 use crate::backend::{Backend, EndpointState, Tried};
 use crate::balance::{self, Choice, Outcome, Permit, Refusal, affinity, may_retry};
-use crate::proxy::filters::{Fields, Filters, Place};
-use crate::access::{Flags, Wire};
 use crate::proxy::attempt::{self, checkout, connector_id};
+use crate::proxy::filters::{Fields, Filters, Place};
 use crate::proxy::pool::ConnectError;
-use crate::proxy::site::Target;
 use crate::proxy::record::Record;
 use crate::proxy::request::{Client, Framing, Reject};
+use crate::proxy::site::Target;
 use crate::proxy::worker::Worker;
 use crate::route::Weighted;
 use crate::snapshot::AppProtocol;
@@ -108,7 +108,14 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
         let text = "this connection was opened for another host";
         return refuse(stream, &head, StatusCode::MISDIRECTED_REQUEST, text);
     }
-    let found = context.target.table(&site).and_then(|table| Some((table.find(&head)?.clone(), table.port())));
+    let table = context.target.table(&site);
+    // As in HTTP/1.1: a Service's own port passes paths as they are.
+    if table.is_some_and(|table| table.single().is_none())
+        && let Err(Reject { status, reason }) = head.normalize()
+    {
+        return refuse(stream, &head, status, reason);
+    }
+    let found = table.and_then(|table| Some((table.find(&head)?.clone(), table.port())));
     drop(site);
     let Some((rule, port)) = found else {
         return refuse(stream, &head, StatusCode::NOT_FOUND, "no route matches this request");

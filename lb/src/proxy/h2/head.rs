@@ -13,6 +13,7 @@ use http::{Method, Request, StatusCode, Uri};
 
 use crate::config::ProxyConfig;
 use crate::proxy::fields::{Field, content_length, is_host, kind, write};
+use crate::proxy::path;
 use crate::proxy::request::{Client, Framing, Reject, is_target_byte};
 use crate::route;
 
@@ -172,6 +173,23 @@ pub(super) fn is_grpc(fields: &HeaderMap) -> bool {
 fn lower(authority: &Authority) -> Option<Box<str>> {
     let host = authority.host();
     host.bytes().any(|b| b.is_ascii_uppercase()).then(|| host.to_ascii_lowercase().into())
+}
+
+impl Head {
+    /// Brings the path into the one form that is matched and sent on ([`path::normalize`]).
+    pub fn normalize(&mut self) -> Result<(), Reject> {
+        let ambiguous = bad("the path means different things to different servers");
+        let normal = match path::normalize(self.path.path()).map_err(|_| ambiguous)? {
+            Cow::Borrowed(_) => return Ok(()),
+            Cow::Owned(normal) => normal,
+        };
+        let text = match self.path.query() {
+            Some(query) => format!("{normal}?{query}"),
+            None => normal,
+        };
+        self.path = PathAndQuery::try_from(text).map_err(|_| ambiguous)?;
+        Ok(())
+    }
 }
 
 fn check_path(path: &PathAndQuery, method: &Method, max_bytes: usize) -> Result<(), Reject> {
