@@ -12,6 +12,7 @@ mod identity;
 mod lb;
 mod node;
 mod path;
+mod peers;
 mod roles;
 
 use std::future::Future;
@@ -83,6 +84,7 @@ fn main() -> Result<()> {
     tests.extend(lb::tests(&cx));
     tests.extend(node::tests(&cx));
     tests.extend(path::tests(&cx));
+    tests.extend(peers::tests(&cx));
     tests.extend(roles::tests(&cx));
     let conclusion = libtest_mimic::run(&arguments, tests);
     // The instances stop here, whatever the tests did.
