@@ -14,6 +14,7 @@ mod identity;
 mod lb;
 mod node;
 mod path;
+mod peers;
 mod roles;
 mod traffic;
 
@@ -88,6 +89,7 @@ fn main() -> Result<()> {
     tests.extend(lb::tests(&cx));
     tests.extend(node::tests(&cx));
     tests.extend(path::tests(&cx));
+    tests.extend(peers::tests(&cx));
     tests.extend(roles::tests(&cx));
     tests.extend(traffic::tests(&cx));
     let conclusion = libtest_mimic::run(&arguments, tests);

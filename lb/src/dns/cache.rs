@@ -50,11 +50,14 @@ impl Question {
 /// What became of a question that somebody else asked: the packet, or nothing.
 pub(super) type Shared = Option<Arc<Vec<u8>>>;
 
+/// Resolves to what became of it; earlier than that, to nothing.
+type Waiting = watch::Receiver<Option<Shared>>;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     kept: Mutex<Kept>,
-    asked: Mutex<HashMap<(Question, Transport), watch::Receiver<Option<Shared>>>>,
+    asked: Mutex<HashMap<(Question, Transport), Waiting>>,
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +83,7 @@ pub(super) enum Turn {
     /// The caller's; it gives what came of it to [`Cache::done`].
     Ask(watch::Sender<Option<Shared>>),
     /// Somebody else has asked.
-    Wait(watch::Receiver<Option<Shared>>),
+    Wait(Waiting),
 }
 
 impl Cache {

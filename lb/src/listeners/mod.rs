@@ -147,4 +147,35 @@ mod tests {
         ]);
         assert_eq!(got, [(80, vec!["Service d/b".to_owned(), "Service d/a".to_owned()])]);
     }
+
+    #[test]
+    fn node_ports_and_listeners_of_routes_do_not_share_a_port() {
+        use crate::snapshot::Protocol;
+        use crate::snapshot::routes::{HttpPlan, ListenerPlan, Mode};
+        use std::sync::Arc;
+        let ports = json!([{"port": 80, "nodePort": 30080}]);
+        let service = service("a", "2026-01-02T00:00:00Z", "NodePort", ports);
+        let mut snapshot = plan(&[serde_json::from_value(service).expect("a Service")], &[], &PlanConfig::default());
+        let listener = |created: &str| ListenerPlan {
+            created: created.parse::<k8s_openapi::jiff::Timestamp>().expect("a time").as_second(),
+            owners: vec!["Gateway d/edge".to_owned()],
+            accept_proxy: None,
+            mode: Mode::Http(Arc::new(HttpPlan::default())),
+        };
+        let port = |protocol| HostPort { port: 30080, protocol };
+        let mut check = |created: &str, protocol: Protocol, expected: &[&str]| {
+            snapshot.listeners = [(port(protocol), Arc::new(listener(created)))].into();
+            let claims = desired(&snapshot);
+            let owners: Vec<&str> = claims[&port(Protocol::Tcp)].iter().map(|claim| claim.owner.as_str()).collect();
+            assert_eq!(owners, expected, "{created}");
+        };
+        // The older one has it, the other one is told; another protocol is another port.
+        check("2026-01-01T00:00:00Z", Protocol::Tcp, &["Gateway d/edge", "Service d/a"]);
+        check("2026-01-03T00:00:00Z", Protocol::Tcp, &["Service d/a", "Gateway d/edge"]);
+        check("2026-01-01T00:00:00Z", Protocol::Udp, &["Service d/a"]);
+        // With its Service the port is free again.
+        snapshot.services.clear();
+        snapshot.listeners.clear();
+        assert!(desired(&snapshot).is_empty());
+    }
 }

@@ -230,7 +230,8 @@ fn ten_thousand_services_are_one_script() {
     let before = compiler.snapshot();
     assert!(render(&before, &config("t", false)).matches("dnat to").count() == 10_000);
     compiler.delete_service(&serde_json::from_value(json!({"metadata": {"name": "s7", "namespace": "d"}})).unwrap());
-    let change = render_change(&before, &compiler.snapshot(), &config("t", false));
+    let after = compiler.snapshot();
+    let change = render_change(&before, &after, &config("t", false));
     assert_eq!(change.lines().count(), 2, "one element and one chain: {change}");
     assert!(change.contains("delete element ip t services { 10.96.0.7 . tcp . 80 }"), "{change}");
 }

@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn claims_of_strangers_are_replaced_and_those_of_friends_extended() {
         let fields = [("x-forwarded-for", "6.6.6.6"), ("x-forwarded-proto", "https"), ("forwarded", "for=6.6.6.6")];
-        let client = |trusted| Client { address: "192.0.2.7".to_owned(), node: "192.0.2.7".to_owned(), trusted };
+        let client = |trusted| Client::new(IpAddr::from([192, 0, 2, 7]), trusted, false);
         for (trusted, expected) in [
             (false, "x-forwarded-for: 192.0.2.7\nx-forwarded-proto: http\nx-forwarded-host: a\n"),
             (
