@@ -42,3 +42,6 @@ pub const NAMESPACE_SYSTEM: &str = "kube-system";
 pub const ANNOTATION_POD_GATEWAY: &str = "scaleup.dev/pod-gateway";
 /// Default cluster domain.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// ConfigMap in `kube-system` with the answers to ACME challenges: token → key authorization.
+pub const CONFIG_MAP_ACME_CHALLENGES: &str = "scaleup-acme-challenges";

@@ -150,10 +150,14 @@ pub fn lb(args: &LbArgs, node: &str, node_ip: IpAddr, service_cidr: &str) -> sca
         bind_address: args.lb_bind,
         advertise_ip: args.lb_advertise.unwrap_or(node_ip),
         threads: args.lb_threads,
+        http_port: args.lb_http_port,
+        https_port: args.lb_https_port,
         table,
         service_cidr: service_cidr.into(),
         enable_nftables: !args.no_nftables,
         observe: observe(args),
+        geo_database: args.lb_geo_database.clone(),
+        redis_url: args.lb_redis_url.clone(),
         ..scaleup_lb::Config::new(node)
     }
 }

@@ -35,7 +35,7 @@ pub const ANNOTATION: &str = "scaleup.dev/acme";
 /// Label of Secrets that this controller made.
 pub const MANAGED_LABEL: &str = "scaleup.dev/acme";
 /// ConfigMap in `kube-system` with the answers to challenges: token → key authorization. Load balancers serve them.
-pub const CHALLENGES: &str = "scaleup-acme-challenges";
+pub use scaleup_api::well_known::CONFIG_MAP_ACME_CHALLENGES as CHALLENGES;
 /// Secret in `kube-system` with the account at the CA.
 const ACCOUNT: &str = "scaleup-acme-account";
 

@@ -44,7 +44,10 @@ fn hub() -> Hub {
     beta.headers = vec![FieldMatch { name: "x-user".into(), value: ValueMatch::Exact("ann".into()) }];
     let rules = vec![Arc::new(rule(0, "/a")), Arc::new(beta)];
     let hosts = HostsPlan { hosts: BTreeMap::from([(HostPattern::parse("shop.example"), rules)]) };
-    let http = HttpPlan { listeners: BTreeMap::from([(HostPattern::parse("*.example"), Arc::new(hosts))]) };
+    let http = HttpPlan {
+        listeners: BTreeMap::from([(HostPattern::parse("*.example"), Arc::new(hosts))]),
+        ..HttpPlan::default()
+    };
     let listener = ListenerPlan {
         created: 0,
         owners: vec!["Gateway infra/public".into()],

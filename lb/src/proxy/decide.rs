@@ -69,6 +69,9 @@ pub(crate) fn decide(
         let text = "421: this connection was opened for another host\n";
         return Err(Local::last(head.summary(), StatusCode::MISDIRECTED_REQUEST, text));
     }
+    if let Some(answer) = table.challenge(head.path()) {
+        return Err(Local::new(head.summary(), StatusCode::OK, answer.to_string()));
+    }
     let Some(rule) = table.find(head) else {
         return Err(Local::new(head.summary(), StatusCode::NOT_FOUND, "404: no route matches this request\n"));
     };

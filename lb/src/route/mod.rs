@@ -13,7 +13,8 @@ use crate::backend::BackendCell;
 use crate::balance::Control;
 use crate::policy::RequestPolicy;
 use crate::snapshot::routes::{
-    BackendRef, Filter, HostPattern, HostsPlan, HttpPlan, PathMatch, RuleId, RulePlan, ValueMatch, WeightedBackend,
+    BackendRef, Challenges, Filter, HostPattern, HostsPlan, HttpPlan, PathMatch, RuleId, RulePlan, ValueMatch,
+    WeightedBackend,
 };
 use crate::stats::RouteStats;
 use paths::Paths;
@@ -162,7 +163,11 @@ pub(crate) struct HttpTable {
     only: Option<Arc<Rule>>,
     /// Of the listener; 0 for a Service's own port.
     port: u16,
+    challenges: Arc<Challenges>,
 }
+
+/// Where the answer to an ACME challenge is looked for (RFC 8555 §8.3).
+const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
 /// Something per host pattern.
 #[derive(Debug)]
@@ -198,7 +203,7 @@ impl<T> ByHost<T> {
 impl HttpTable {
     /// From a plan.
     pub fn compile(plan: &HttpPlan, port: u16, resolve: &mut impl Resolve) -> Self {
-        let mut table = Self { port, ..Self::default() };
+        let mut table = Self { port, challenges: plan.challenges.clone(), ..Self::default() };
         for (listener, hosts) in &plan.listeners {
             table.listeners.insert(listener, hosts_table(hosts, resolve));
         }
@@ -208,6 +213,14 @@ impl HttpTable {
     /// Of one rule for all requests.
     pub fn only(rule: Arc<Rule>) -> Self {
         Self { only: Some(rule), ..Self::default() }
+    }
+
+    /// The answer to the ACME challenge that a path asks for.
+    pub fn challenge(&self, path: &str) -> Option<&Arc<str>> {
+        if self.challenges.is_empty() {
+            return None;
+        }
+        self.challenges.get(path.strip_prefix(CHALLENGES)?)
     }
 
     /// The rule that all requests match: the table is a Service's own port.
@@ -399,7 +412,7 @@ mod tests {
             plan.hosts.insert(HostPattern::parse(host), rules.into_iter().map(Arc::new).collect());
         }
         let listeners = listeners.into_iter().map(|(host, plan)| (host, Arc::new(plan))).collect();
-        HttpTable::compile(&HttpPlan { listeners }, 80, &mut Nothing)
+        HttpTable::compile(&HttpPlan { listeners, ..HttpPlan::default() }, 80, &mut Nothing)
     }
 
     #[track_caller]

@@ -137,7 +137,7 @@ pub(super) fn patched(
     }
     // An entry without rules stays only where a Gateway listens.
     listeners.retain(|pattern, plan| !plan.hosts.is_empty() || fresh.listeners.contains_key(pattern));
-    let new = Arc::new(HttpPlan { listeners });
+    let new = Arc::new(HttpPlan { listeners, ..HttpPlan::default() });
     let mode = match &old.mode {
         Mode::Tls(sites) => Mode::Tls(sites.iter().map(|site| with_http(site, &new)).collect()),
         _ => Mode::Http(new),
@@ -202,7 +202,10 @@ fn http<'a>(gateways: &Gateways, port: HostPort, places: impl Iterator<Item = (&
             }
         }
     }
-    HttpPlan { listeners: listeners.into_iter().map(|(host, plan)| (host, Arc::new(plan))).collect() }
+    HttpPlan {
+        listeners: listeners.into_iter().map(|(host, plan)| (host, Arc::new(plan))).collect(),
+        ..HttpPlan::default()
+    }
 }
 
 /// Sites of a port: all that serve HTTP share one plan, since a client may use a connection for every name of its certificate (RFC 9113

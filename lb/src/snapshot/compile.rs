@@ -14,7 +14,9 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::jiff::Timestamp;
-use scaleup_api::well_known::{ANNOTATION_POD_GATEWAY, LABEL_REGION, LABEL_ZONE};
+use scaleup_api::well_known::{
+    ANNOTATION_POD_GATEWAY, CONFIG_MAP_ACME_CHALLENGES, LABEL_REGION, LABEL_ZONE, NAMESPACE_SYSTEM,
+};
 
 use super::assemble::{Compiled, Shadowed};
 use super::compile_route::RouteOutcome;
@@ -22,10 +24,13 @@ use super::gateways::{Gateways, IngressClaims, Namespaces};
 use super::objects::{Kind, NodeFacts, Object, ObjectKey, Objects, Route, RouteKey, RouteKind, object_key};
 use super::plan::{service_key, slice_service};
 use super::policies::Policies;
-use super::routes::{BackendRef, HostPattern, HostPort, ListenerPlan};
-use super::{NodePlan, PlanConfig, ServiceKey, ServicePlan, Snapshot, certificates, statuses};
+use super::routes::{BackendRef, HostPattern, HostPort, ListenerPlan, Mode};
+use super::{NodePlan, PlanConfig, Protocol, ServiceKey, ServicePlan, Snapshot, certificates, statuses};
 use crate::listeners::Report;
 use crate::policy::RequestPolicy;
+
+/// ACME challenges answered at a time.
+const MAX_CHALLENGES: usize = 10_000;
 
 /// Namespace and name of an EndpointSlice.
 type SliceKey = (String, String);
@@ -136,6 +141,10 @@ impl Compiler {
                 self.secret_changed(&key);
                 self.objects.secrets.insert(key, stored);
             }
+            Object::ConfigMap(map) if is_challenges(&key) => {
+                let all = map.data.unwrap_or_default().into_iter().take(MAX_CHALLENGES);
+                self.objects.challenges = Arc::new(all.map(|(token, answer)| (token.into(), answer.into())).collect());
+            }
             Object::ConfigMap(map) => match certificates::bundle(&map) {
                 Some(pem) => {
                     self.dirty.policies |= self.objects.bundles.get(&key) != Some(&pem);
@@ -185,6 +194,7 @@ impl Compiler {
                 self.secret_changed(key);
                 self.objects.secrets.remove(key);
             }
+            Kind::ConfigMap if is_challenges(key) => self.objects.challenges = Arc::default(),
             Kind::ConfigMap => self.dirty.policies |= self.objects.bundles.remove(key).is_some(),
         }
     }
@@ -384,6 +394,27 @@ impl Compiler {
         self.objects
     }
 
+    /// The listeners, with the answers to ACME challenges where CAs ask for them.
+    fn challenged(&self) -> BTreeMap<HostPort, Arc<ListenerPlan>> {
+        let mut listeners = self.listeners.clone();
+        if self.objects.challenges.is_empty() {
+            return listeners;
+        }
+        let plan =
+            listeners.entry(HostPort { port: self.config.http_port, protocol: Protocol::Tcp }).or_insert_with(|| {
+                Arc::new(ListenerPlan {
+                    created: i64::MAX,
+                    owners: vec!["ACME challenges".to_owned()],
+                    accept_proxy: None,
+                    mode: Mode::Http(Arc::default()),
+                })
+            });
+        if let Mode::Http(http) = &mut Arc::make_mut(plan).mode {
+            Arc::make_mut(http).challenges = self.objects.challenges.clone();
+        }
+        listeners
+    }
+
     /// Recompiles what changed and returns the snapshot.
     pub fn snapshot(&mut self) -> Snapshot {
         let mut dirty = std::mem::take(&mut self.dirty);
@@ -394,11 +425,16 @@ impl Compiler {
         self.refresh_listeners(&dirty);
         Snapshot {
             services: self.plans.clone(),
-            listeners: self.listeners.clone(),
+            listeners: self.challenged(),
             routed: self.routed.clone(),
             node: self.node.clone(),
         }
     }
+}
+
+/// Whether it is the ConfigMap that the ACME controller publishes in.
+fn is_challenges(key: &ObjectKey) -> bool {
+    &*key.namespace == NAMESPACE_SYSTEM && &*key.name == CONFIG_MAP_ACME_CHALLENGES
 }
 
 fn slice_key(slice: &EndpointSlice) -> Option<SliceKey> {

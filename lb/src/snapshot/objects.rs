@@ -15,6 +15,7 @@ use scaleup_api::traffic::TrafficPolicy;
 
 use super::ServiceKey;
 use super::certificates::StoredSecret;
+use super::routes::Challenges;
 
 /// Namespace and name of any object; cluster-wide ones have an empty namespace.
 pub type ObjectKey = ServiceKey;
@@ -195,6 +196,8 @@ pub(crate) struct Objects {
     pub tls_policies: BTreeMap<ObjectKey, Box<BackendTLSPolicy>>,
     pub policies: BTreeMap<ObjectKey, Box<TrafficPolicy>>,
     pub secrets: BTreeMap<ObjectKey, StoredSecret>,
+    /// Answers to ACME challenges, from the ConfigMap in which they are published.
+    pub challenges: Arc<Challenges>,
     /// `ca.crt` of the ConfigMaps that have one.
     pub bundles: BTreeMap<ObjectKey, Arc<[u8]>>,
 }

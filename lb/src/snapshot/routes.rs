@@ -166,7 +166,12 @@ impl std::fmt::Display for HostPattern {
 pub struct HttpPlan {
     /// By the listeners' host patterns.
     pub listeners: BTreeMap<HostPattern, Arc<HostsPlan>>,
+    /// Answers to ACME challenges (RFC 8555 §8.3) by token, for every host.
+    pub challenges: Arc<Challenges>,
 }
+
+/// Key authorizations by token.
+pub type Challenges = BTreeMap<Arc<str>, Arc<str>>;
 
 /// Rules by the routes' host patterns.
 #[derive(Clone, Debug, Default, PartialEq)]

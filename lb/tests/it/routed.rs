@@ -118,7 +118,7 @@ pub fn http(hosts: Vec<(&str, Vec<RulePlan>)>) -> Arc<HttpPlan> {
         let rules = rules.into_iter().map(Arc::new).collect();
         (pattern.clone(), Arc::new(HostsPlan { hosts: BTreeMap::from([(pattern, rules)]) }))
     });
-    Arc::new(HttpPlan { listeners: listeners.collect() })
+    Arc::new(HttpPlan { listeners: listeners.collect(), ..HttpPlan::default() })
 }
 
 pub fn tls_site(host: &str, certificates: &[&Arc<CertificatePlan>], rules: Vec<RulePlan>) -> TlsSite {

@@ -17,9 +17,21 @@ pub struct LbArgs {
     /// Address written into Services' status; the node's by default.
     #[arg(long, env = "SCALEUP_LB_ADVERTISE", value_name = "IP")]
     pub lb_advertise: Option<IpAddr>,
+    /// Port of the host on which Ingresses are served in clear text.
+    #[arg(long, env = "SCALEUP_LB_HTTP_PORT", value_name = "PORT", default_value = "80")]
+    pub lb_http_port: u16,
+    /// Port of the host on which Ingresses are served with TLS.
+    #[arg(long, env = "SCALEUP_LB_HTTPS_PORT", value_name = "PORT", default_value = "443")]
+    pub lb_https_port: u16,
     /// Threads of the proxy; one per core by default.
     #[arg(long, env = "SCALEUP_LB_THREADS", value_name = "N")]
     pub lb_threads: Option<usize>,
+    /// Database in MaxMind's format (.mmdb) that says where clients are, for TrafficPolicies with prefer: Nearest. Read again when it changes.
+    #[arg(long, env = "SCALEUP_GEO_DATABASE", value_name = "FILE")]
+    pub lb_geo_database: Option<PathBuf>,
+    /// Redis by which several load balancers share rate limits (redis://HOST:PORT); each counts for itself without.
+    #[arg(long, env = "SCALEUP_REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub lb_redis_url: Option<String>,
     /// Leave nftables alone: ClusterIPs do not work on this node then.
     #[arg(long, env = "SCALEUP_NO_NFTABLES")]
     pub no_nftables: bool,
