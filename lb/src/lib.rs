@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! API ─watch→ snapshot::Compiler ─→ hub::Hub ─┬→ backend cells ← proxy threads (per request)
+//!  ↑ statuses ← snapshot::write              │
 //!                                             ├→ listeners::manager → sockets; listeners::status → API
 //!                                             ├→ serviceproxy → nft
 //!                                             └→ dns
