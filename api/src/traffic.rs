@@ -143,8 +143,8 @@ data!(
         node: Option<String>,
         /// Address of the endpoint.
         address: Option<String>,
-        /// 0 to 1000. 0: used only when all others are gone.
-        weight: i32,
+        /// 0 to 1000, required. 0: used only when all others are gone.
+        weight: Option<i32>,
     }
 );
 
@@ -240,7 +240,7 @@ data!(
         attempts: Option<i32>,
         /// `ConnectFailure`, `Reset`, `5xx`, `GatewayError` (502, 503, 504), `Timeout` (`perTryTimeout`), `NonIdempotent` (also methods that are not
         /// idempotent). `ConnectFailure` and `Reset` if empty.
-        on: Vec<String>,
+        retry_on: Vec<String>,
         /// Further statuses that are retried.
         statuses: Vec<i32>,
         /// Longest wait for the head of one attempt's answer.

@@ -166,6 +166,11 @@ impl Lb {
         self.sockets.listening()
     }
 
+    /// A successor serves the listeners now: when this role is shut down, idle connections may still ask for something.
+    pub fn hand_over(&self) {
+        self.sockets.hand_over();
+    }
+
     /// Takes sockets over from a predecessor: a port that is wanted is served on them instead of being bound. Before [`Lb::run`].
     pub fn adopt(&self, sockets: Vec<handover::Listening>) {
         self.sockets.adopt(sockets);

@@ -172,6 +172,7 @@ pub async fn finish(mut successor: Successor, offer: &Offer, shutdown: &Cancella
             successor = offer.asked().await;
         }
         tracing::info!("the new process serves; finishing what was begun");
+        offer.lb.hand_over();
     };
     shutdown.run_until_cancelled(handed_over).await;
 }

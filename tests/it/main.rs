@@ -3,6 +3,7 @@
 //! Tests drive the real `scaleup` with real kubectl, Docker and etcd. Most share one instance on Docker and one on the fake
 //! runtime, each in a namespace of its own; what needs an instance to itself starts one.
 
+mod acme;
 mod api;
 mod bad_input;
 mod controllers;
@@ -78,6 +79,7 @@ fn main() -> Result<()> {
     let runtime = Runtime::new()?;
     let cx: Cx = Arc::new(Shared { runtime, fake: OnceCell::new(), docker: OnceCell::new() });
     let mut tests = Vec::new();
+    tests.extend(acme::tests(&cx));
     tests.extend(api::tests(&cx));
     tests.extend(bad_input::tests(&cx));
     tests.extend(controllers::tests(&cx));

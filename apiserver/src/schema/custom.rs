@@ -144,7 +144,7 @@ pub const TABLE: &[(&str, &[Extra])] = &[
     ("dev.scaleup.traffic.v1.Queue", &[atomic("classes")]),
     ("dev.scaleup.traffic.v1.RateLimit", &[field("per").values(&["ClientIP", "Header", "Target"])]),
     ("dev.scaleup.traffic.v1.Retries", &[
-        atomic("on").values(&["5xx", "ConnectFailure", "GatewayError", "NonIdempotent", "Reset", "Timeout"]),
+        atomic("retryOn").values(&["5xx", "ConnectFailure", "GatewayError", "NonIdempotent", "Reset", "Timeout"]),
         atomic("statuses"),
     ]),
     ("dev.scaleup.traffic.v1.TrafficPolicySpec", &[atomic("rateLimits"), atomic("targetRefs")]),

@@ -78,7 +78,7 @@ fn a_match_shows_rule_shares_and_the_endpoint_that_is_next() {
     let [good, bad] = &said.backends[..] else { panic!("two: {said:?}") };
     assert_eq!((good.service.as_deref(), good.share_percent), (Some("shop/web:8000"), 75.0));
     assert_eq!((&bad.service, bad.share_percent), (&None, 25.0));
-    assert_eq!(good.algorithm, "in turn (the default)");
+    assert_eq!(good.algorithm, "PeakEwma (the default)");
     let first = EndpointView {
         address: "10.0.0.1:8080".into(),
         pod: Some("p1".into()),

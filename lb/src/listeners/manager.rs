@@ -20,6 +20,8 @@ use crate::snapshot::routes::HostPort;
 
 /// First and longest pause before a port that could not be bound is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(500);
+/// How long idle connections may ask for something when a successor serves the listeners.
+const LEAVE_TIME: Duration = Duration::from_secs(5);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Host ports by state.
@@ -78,7 +80,8 @@ impl Manager {
             }
         }
         self.sockets.close_all();
-        self.proxy.stop(grace).await;
+        let leave = if self.sockets.are_handed_over() { LEAVE_TIME.min(grace) } else { Duration::ZERO };
+        self.proxy.stop(grace, leave).await;
     }
 
     fn next_retry(&self) -> Option<Instant> {

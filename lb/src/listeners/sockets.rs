@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
@@ -17,6 +18,7 @@ pub(crate) struct Sockets {
     open: Mutex<BTreeMap<HostPort, Vec<OwnedFd>>>,
     /// Of a predecessor, until somebody wants them.
     adopted: Mutex<BTreeMap<HostPort, Vec<OwnedFd>>>,
+    handed_over: AtomicBool,
 }
 
 impl Sockets {
@@ -56,6 +58,16 @@ impl Sockets {
     /// Closes the copies of a port that is served no more: before its threads close theirs, or clients would wait for nobody.
     pub fn closed(&self, port: HostPort) {
         self.open.lock().remove(&port);
+    }
+
+    /// Notes that a successor serves these listeners now.
+    pub fn hand_over(&self) {
+        self.handed_over.store(true, Relaxed);
+    }
+
+    /// Whether it does.
+    pub fn are_handed_over(&self) -> bool {
+        self.handed_over.load(Relaxed)
     }
 
     /// Closes all copies.

@@ -207,11 +207,11 @@ fn retries(retries: &traffic::Retries) -> Result<Retries, String> {
         min_per_second: number("retries.minPerSecond", retries.min_per_second, 0..=1_000_000, default.min_per_second)?,
         ..default
     };
-    if !retries.on.is_empty() {
+    if !retries.retry_on.is_empty() {
         (plan.on_connect_failure, plan.on_reset) = (false, false);
     }
-    at_most("retries.on", retries.on.len(), MAX_STATUSES)?;
-    for on in &retries.on {
+    at_most("retries.retryOn", retries.retry_on.len(), MAX_STATUSES)?;
+    for on in &retries.retry_on {
         match on.as_str() {
             "ConnectFailure" => plan.on_connect_failure = true,
             "Reset" => plan.on_reset = true,
@@ -219,7 +219,7 @@ fn retries(retries: &traffic::Retries) -> Result<Retries, String> {
             "GatewayError" => plan.statuses.extend([502, 503, 504]),
             "Timeout" => plan.on_timeout = true,
             "NonIdempotent" => plan.non_idempotent = true,
-            other => return Err(format!("retries.on: {other:?} is not known")),
+            other => return Err(format!("retries.retryOn: {other:?} is not known")),
         }
     }
     at_most("retries.statuses", retries.statuses.len(), MAX_STATUSES)?;
@@ -340,7 +340,7 @@ fn weight(weight: &traffic::EndpointWeight) -> Result<WeightRule, String> {
         zone: weight.zone.as_deref().map(Arc::from),
         node: weight.node.as_deref().map(Arc::from),
         address: address.transpose()?,
-        weight: number(&format!("{FIELD}.weight"), Some(weight.weight), 0..=1000, 0)?,
+        weight: number(&format!("{FIELD}.weight"), weight.weight, 0..=1000, 0)?,
     };
     let says = rule.zone.is_some() || rule.node.is_some() || rule.address.is_some();
     check(says, || format!("{FIELD}: one of zone, node and address must be set"))?;
@@ -544,7 +544,7 @@ mod tests {
                 "weights": [{"zone": "z", "weight": 5}, {"address": "10.0.0.1", "weight": 0}],
                 "locality": {"prefer": "Nearest", "regions": [{"name": "eu", "latitude": "50.11", "longitude": "8.68"}]}},
             "healthCheck": {"type": "GRPC", "grpcService": "s", "host": "H:1", "port": 9},
-            "retries": {"attempts": 3, "on": ["GatewayError", "Timeout"], "statuses": [429, 503], "perTryTimeout": "2s", "backoff": "0s"},
+            "retries": {"attempts": 3, "retryOn": ["GatewayError", "Timeout"], "statuses": [429, 503], "perTryTimeout": "2s", "backoff": "0s"},
             "timeouts": {"request": "0s", "responseHeader": "9s", "idle": "1m", "connect": "3s"},
             "circuitBreaker": {"maxRequests": 1, "maxPerEndpoint": 2}, "accessLog": {"samplePercent": 5},
             "queue": {"classes": [{"name": "gold", "header": {"name": "X-Tier", "value": "gold"}, "pathPrefix": "/a"}]},
@@ -606,7 +606,7 @@ mod tests {
             (json!({"healthCheck": {"port": 0}}), "healthCheck.port"),
             (json!({"outlierDetection": {"failurePercent": 0}}), "failurePercent"),
             (json!({"retries": {"attempts": 11}}), "retries.attempts"),
-            (json!({"retries": {"on": ["Everything"]}}), "retries.on"),
+            (json!({"retries": {"retryOn": ["Everything"]}}), "retries.retryOn"),
             (json!({"retries": {"statuses": [200]}}), "retries.statuses"),
             (json!({"hedging": {}}), "hedging.delay"),
             (json!({"circuitBreaker": {"maxRequests": 0}}), "maxRequests"),

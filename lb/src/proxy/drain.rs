@@ -9,6 +9,9 @@ use tokio::sync::Notify;
 pub(crate) enum Phase {
     /// Accepting.
     Serving,
+    /// Not accepting, because a successor does: idle connections wait for one more request, whose answer says that they close. Closing
+    /// them at once could meet a request on its way.
+    Leaving,
     /// Not accepting; what is in flight finishes, idle connections close.
     Draining,
     /// The time to finish is over; everything closes.

@@ -199,6 +199,9 @@ impl<S: Stream> Conn<'_, S> {
                     // What is there is an earlier request's.
                     self.head.clear();
                     let after = self.refuse(reject, record.as_ref()).await;
+                    if let Some(record) = record.as_ref().filter(|record| record.wants_description()) {
+                        record.describe(&WrittenHead::parse(&self.head, self.client.ip), self.wire());
+                    }
                     (after, record.map_or_else(Instant::now, Record::finish))
                 }
                 Next::Http2 if self.requests == 1 => return After::Http2,
@@ -251,7 +254,7 @@ impl<S: Stream> Conn<'_, S> {
             }
             seen = bytes.len();
             let filled = std::future::poll_fn(|cx| {
-                if self.input.is_empty() && self.drain.phase() != Phase::Serving {
+                if self.input.is_empty() && self.drain.phase() >= Phase::Draining {
                     return Poll::Ready(None);
                 }
                 let filled = self.input.poll_fill(&mut self.reader, &self.worker.stock, SMALL, cx);

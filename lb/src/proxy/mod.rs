@@ -124,10 +124,11 @@ impl Proxy {
         }
     }
 
-    /// Closes all listeners, lets connections finish for at most `grace`, and ends the threads.
-    pub async fn stop(self, grace: Duration) {
+    /// Closes all listeners, lets connections finish for at most `grace`, and ends the threads. For `leave` of it idle connections are
+    /// kept, because a successor goes on serving their clients.
+    pub async fn stop(self, grace: Duration, leave: Duration) {
         for worker in &self.workers {
-            let _ = worker.send(Command::Stop { grace }).await;
+            let _ = worker.send(Command::Stop { grace, leave }).await;
         }
         for ended in self.ended {
             let _ = ended.await;

@@ -84,7 +84,7 @@ pub(crate) async fn serve(
         drain: drain.clone(),
     });
     let mut buffer = vec![0; MAX_DATAGRAM];
-    let mut draining = pin!(drain.reached(Phase::Draining));
+    let mut draining = pin!(drain.reached(Phase::Leaving));
     loop {
         tokio::select! {
             ready = listener.socket.readable() => ready?,

@@ -36,8 +36,8 @@ pub(crate) enum Command {
     Close { id: u64, closed: oneshot::Sender<()> },
     /// Look through the idle upstream connections now.
     Sweep,
-    /// Close all and end once connections are done, after `grace` at the latest.
-    Stop { grace: Duration },
+    /// Close all and end once connections are done, after `grace` at the latest. For `leave` of it idle connections may ask for something.
+    Stop { grace: Duration, leave: Duration },
 }
 
 /// What the connections of a thread share.
@@ -109,7 +109,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     let mut listeners: HashMap<u64, Listener> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let grace = loop {
+    let (grace, leave) = loop {
         let command = tokio::select! {
             command = commands.recv() => command,
             _ = sweep.tick() => Some(Command::Sweep),
@@ -122,7 +122,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             }
             Some(Command::Close { id, closed }) => {
                 if let Some(listener) = listeners.remove(&id) {
-                    close(listener, worker.config.drain_timeout).await;
+                    close(listener, worker.config.drain_timeout, Duration::ZERO).await;
                 }
                 // The manager may have been stopped meanwhile.
                 let _ = closed.send(());
@@ -131,12 +131,12 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 worker.pool.borrow_mut().sweep();
                 worker.h2.pool.sweep();
             }
-            Some(Command::Stop { grace }) => break grace,
-            None => break Duration::ZERO,
+            Some(Command::Stop { grace, leave }) => break (grace, leave),
+            None => break (Duration::ZERO, Duration::ZERO),
         }
     };
     for (_, listener) in listeners {
-        close(listener, grace).await;
+        close(listener, grace, leave).await;
     }
     // Connections abort themselves when their listener's time is over; the margin lets them do so.
     let deadline = Instant::now() + grace + ACCEPT_RETRY;
@@ -175,11 +175,13 @@ fn open(worker: &Rc<Worker>, socket: Bound, site: Arc<SiteCell>) -> Option<Liste
 }
 
 /// Stops accepting (after the connections that are already queued) and starts the listener's drain.
-async fn close(listener: Listener, grace: Duration) {
-    listener.drain.advance(Phase::Draining);
+async fn close(listener: Listener, grace: Duration, leave: Duration) {
+    listener.drain.advance(if leave.is_zero() { Phase::Draining } else { Phase::Leaving });
     let _ = listener.closed.await;
     tokio::task::spawn_local(async move {
-        tokio::time::sleep(grace).await;
+        tokio::time::sleep(leave).await;
+        listener.drain.advance(Phase::Draining);
+        tokio::time::sleep(grace.saturating_sub(leave)).await;
         listener.drain.advance(Phase::Aborting);
     });
 }
@@ -188,7 +190,7 @@ async fn accept_loop(worker: &Rc<Worker>, socket: &TcpListener, site: &Arc<SiteC
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
-            () = drain.reached(Phase::Draining) => break,
+            () = drain.reached(Phase::Leaving) => break,
         };
         match accepted {
             Ok((stream, peer)) => connection(worker, stream, peer, site, drain),

@@ -17,12 +17,15 @@ use crate::support::{Lab, PATIENCE};
 /// What an endpoint received: the head as text, and the decoded body.
 type Seen = (String, Vec<u8>);
 
+/// Answers by path, and whether the connection is closed after them.
+type Script = HashMap<String, (Vec<u8>, bool)>;
+
 /// An endpoint that accepts only what is framed beyond doubt, and answers by script.
 struct Witness {
     addr: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
     /// By path: the bytes of the answer, and whether the connection is closed after it.
-    script: Arc<Mutex<HashMap<String, (Vec<u8>, bool)>>>,
+    script: Arc<Mutex<Script>>,
 }
 
 impl Witness {
@@ -479,8 +482,7 @@ fn parse_reply(mut bytes: &[u8], head_only: bool) -> Vec<(u16, String, String)> 
         let length = lower.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
         if bodiless {
         } else if lower.contains("transfer-encoding: chunked") {
-            loop {
-                let Some(end) = bytes.windows(2).position(|w| w == b"\r\n") else { break };
+            while let Some(end) = bytes.windows(2).position(|w| w == b"\r\n") {
                 let size = usize::from_str_radix(&String::from_utf8_lossy(&bytes[..end]), 16).unwrap_or(0);
                 body.extend_from_slice(bytes.get(end + 2..end + 2 + size).unwrap_or_default());
                 bytes = bytes.get(end + 2 + size + 2..).unwrap_or_default();

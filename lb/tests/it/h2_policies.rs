@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use scaleup_lb::policy::RequestPolicy;
+use scaleup_lb::policy::{Algorithm, RequestPolicy, ServicePolicy};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -19,6 +19,9 @@ async fn lab(port_name: &'static str, endpoints: &[std::net::SocketAddr], policy
     for service in snapshot.services.values_mut() {
         for port in &mut Arc::make_mut(service).ports {
             port.requests = policy.clone();
+            // Exact turns: what an endpoint answered must not decide who is asked next.
+            let policy = ServicePolicy { algorithm: Some(Algorithm::RoundRobin), ..ServicePolicy::default() };
+            port.policy = Arc::new(policy);
         }
     }
     lab.lb.publish(snapshot);

@@ -40,8 +40,11 @@ async fn recorder() -> (std::net::SocketAddr, Arc<Mutex<Vec<u8>>>) {
 
 const HIDDEN: &str = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
 
+/// What it is, fields, body.
+type Row = (&'static str, &'static [(&'static str, &'static str)], &'static str);
+
 /// Name, fields beside the usual pseudo-header fields, body. `:`-names replace the usual ones.
-const CASES: &[(&str, &[(&str, &str)], &str)] = &[
+const CASES: &[Row] = &[
     ("length 0 before a body", &[("content-length", "0")], HIDDEN),
     ("length shorter than the body", &[("content-length", "3")], HIDDEN),
     ("length longer than the body", &[("content-length", "300")], HIDDEN),

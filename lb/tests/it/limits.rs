@@ -68,7 +68,7 @@ async fn clients_that_ask_too_often_are_told_to_wait() {
         assert_eq!(get_from(&lab, HERE, &[]).await.0, StatusCode::OK);
     }
     let (status, headers, text) = get_from(&lab, HERE, &[]).await;
-    assert_eq!((status, &*text), (StatusCode::TOO_MANY_REQUESTS, "429: rate limit few is exceeded\n"));
+    assert_eq!((status, &*text), (StatusCode::TOO_MANY_REQUESTS, "429: too many requests (limit few)\n"));
     let wait: u64 = headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=1_200).contains(&wait), "{wait}");
     assert_eq!(get_from(&lab, Ipv4Addr::new(127, 0, 0, 2), &[]).await.0, StatusCode::OK, "others may");

@@ -84,7 +84,10 @@ fn weight(errors: &mut Errors, at: &Path<'_>, weight: &EndpointWeight) {
     text::optional(errors, &at.child("zone"), zone, MAX_NAME, names::label_value);
     text::optional(errors, &at.child("node"), node, MAX_NAME, names::dns1123_subdomain);
     text::optional(errors, &at.child("address"), address, MAX_NAME, names::ip);
-    range(errors, &at.child("weight"), Some(*weight), 0, 1000);
+    if weight.is_none() {
+        errors.push(FieldError::required(at.child("weight"), ""));
+    }
+    range(errors, &at.child("weight"), *weight, 0, 1000);
 }
 
 fn locality(errors: &mut Errors, at: &Path<'_>, locality: &Locality) {

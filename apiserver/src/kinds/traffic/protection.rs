@@ -106,11 +106,11 @@ pub fn outlier_detection(errors: &mut Errors, at: &Path<'_>, outlier: &OutlierDe
 
 pub fn retries(errors: &mut Errors, at: &Path<'_>, retries: &Retries) {
     range(errors, &at.child("attempts"), retries.attempts, 0, 10);
-    let list = at.child("on");
-    if !count(errors, &list, retries.on.len(), 0, RETRY_ON.len()) {
-        for (i, on) in retries.on.iter().enumerate() {
+    let list = at.child("retryOn");
+    if !count(errors, &list, retries.retry_on.len(), 0, RETRY_ON.len()) {
+        for (i, on) in retries.retry_on.iter().enumerate() {
             field::one_of(errors, &list.index(i), on, RETRY_ON);
-            if retries.on[..i].contains(on) {
+            if retries.retry_on[..i].contains(on) {
                 errors.push(FieldError::duplicate(list.index(i), on.as_str()));
             }
         }

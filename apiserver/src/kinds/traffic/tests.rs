@@ -33,7 +33,7 @@ fn everything_at_once_is_accepted_and_kept() {
         "loadBalancing: {algorithm: RingHash, hashOn: [{header: X-User}, {cookie: {name: s, path: /, ttl: 1h}}, {queryParam: q}, {sourceIp: true}], boundedLoadPercent: 125, weights: [{zone: a, weight: 0}], locality: {prefer: Nearest, spilloverPercent: 50, regions: [{name: eu, latitude: '50.11', longitude: '-8.6'}]}, slowStart: {window: 30s, minPercent: 1}}, \
          healthCheck: {path: '/healthz?x=1', host: 'a.example:8080', expectedStatuses: ['200', 300-399], interval: 100ms, timeout: 1s, healthyThreshold: 1, unhealthyThreshold: 1}, \
          outlierDetection: {consecutiveErrors: 0, failurePercent: 50, interval: 10s, baseEjectionTime: 30s, maxEjectionTime: 5m, maxEjectedPercent: 0, panicPercent: 0}, \
-         retries: {attempts: 0, on: [5xx, Timeout], statuses: [429], perTryTimeout: 1s, backoff: 25ms, budgetPercent: 0, minPerSecond: 0}, hedging: {delay: 1ms, maxExtra: 4}, \
+         retries: {attempts: 0, retryOn: [5xx, Timeout], statuses: [429], perTryTimeout: 1s, backoff: 25ms, budgetPercent: 0, minPerSecond: 0}, hedging: {delay: 1ms, maxExtra: 4}, \
          circuitBreaker: {maxRequests: 1, maxConnections: 1, maxPerEndpoint: 1, maxRetries: 0}, queue: {maxDepth: 1, timeout: 1s, classes: [{name: gold, header: {name: X-Tier, value: gold}, pathPrefix: /pay}]}, \
          rateLimits: [{name: all, requests: 10}, {per: Header, header: X-Key, requests: 1, interval: 1m, burst: 5, shared: true}], timeouts: {request: 0s, connect: 2s}, limits: {maxRequestBodyBytes: 0}, \
          proxyProtocol: {accept: true, trustedSources: [10.0.0.0/8], send: V2}, upstreamTls: {hostname: a.example, caConfigMap: ca, clientCertificateSecret: c}, accessLog: {samplePercent: 0}",
@@ -175,11 +175,11 @@ fn health() {
 #[test]
 fn retries_and_queues() {
     check(
-        "retries: {attempts: 11, on: [Sometimes, Reset, Reset], statuses: [200], budgetPercent: 101}, hedging: {maxExtra: 5}",
+        "retries: {attempts: 11, retryOn: [Sometimes, Reset, Reset], statuses: [200], budgetPercent: 101}, hedging: {maxExtra: 5}",
         &[
             "retries.attempts: Invalid value: 11: must be between 0 and 10, inclusive",
-            "retries.on[0]: Unsupported value: \"Sometimes\": supported values: \"5xx\", \"ConnectFailure\", \"GatewayError\", \"NonIdempotent\", \"Reset\", \"Timeout\"",
-            "retries.on[2]: Duplicate value: \"Reset\"",
+            "retries.retryOn[0]: Unsupported value: \"Sometimes\": supported values: \"5xx\", \"ConnectFailure\", \"GatewayError\", \"NonIdempotent\", \"Reset\", \"Timeout\"",
+            "retries.retryOn[2]: Duplicate value: \"Reset\"",
             "retries.statuses[0]: Invalid value: 200: must be between 400 and 599, inclusive",
             "retries.budgetPercent: Invalid value: 101: must be between 0 and 100, inclusive",
             "hedging.delay: Required value: a duration, e.g. '10s'",

@@ -197,7 +197,7 @@ fn check_path(path: &PathAndQuery, method: &Method, max_bytes: usize) -> Result<
     if text.len() > max_bytes {
         return Err(Reject { status: StatusCode::URI_TOO_LONG, reason: "the path is too long" });
     }
-    if !text.starts_with('/') && !(text == "*" && method == Method::OPTIONS) {
+    if !(text.starts_with('/') || text == "*" && method == Method::OPTIONS) {
         return Err(bad("the path does not begin with a slash"));
     }
     if !text.bytes().all(is_target_byte) {

@@ -53,7 +53,10 @@ async fn upload(body: &mut Body<'_>, job: &Job<'_>, writer: &mut (impl AsyncWrit
     let framing = job.head.framing;
     let mut left = if let Framing::Length(length) = framing { length } else { 0 };
     let mut head_sent = false;
-    while framing != Framing::None {
+    loop {
+        if framing == Framing::None {
+            break;
+        }
         let next = if head_sent {
             body.next().await
         } else {

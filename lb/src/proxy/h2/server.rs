@@ -128,6 +128,7 @@ where
 }
 
 /// What happens on a connection.
+#[allow(clippy::large_enum_variant, reason = "one exists at a time and is moved once")]
 enum Event {
     Accepted(Request<RecvStream>, h2::server::SendResponse<Bytes>),
     /// The connection is over; `true`: by the client's fault.
@@ -142,7 +143,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Conn<IO> {
     /// Whether the connection ended by the client's fault.
     async fn run(&mut self, drain: &Drain, idle: Duration) -> bool {
         let mut timer = pin!(tokio::time::sleep(idle));
-        let (mut draining, mut aborting) = (pin!(drain.reached(Phase::Draining)), pin!(drain.reached(Phase::Aborting)));
+        let (mut draining, mut aborting) = (pin!(drain.reached(Phase::Leaving)), pin!(drain.reached(Phase::Aborting)));
         let mut registered = false;
         loop {
             let event = std::future::poll_fn(|cx| {
