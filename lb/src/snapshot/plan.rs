@@ -249,7 +249,8 @@ pub(super) fn parse_protocol(text: Option<&str>) -> Option<Protocol> {
     }
 }
 
-fn app_protocol(port: &ServicePort) -> AppProtocol {
+/// How a port is proxied, by its `appProtocol` and else by its name.
+pub(crate) fn app_protocol(port: &ServicePort) -> AppProtocol {
     let named = port.name.as_deref().is_some_and(|name| name == "http" || name.starts_with("http-"));
     let h2c = |name: &str| {
         ["grpc", "h2c"].iter().any(|p| name.strip_prefix(p).is_some_and(|r| r.is_empty() || r.starts_with('-')))

@@ -260,6 +260,41 @@ fn a_policy_says_what_became_of_it_at_each_target() {
 }
 
 #[test]
+fn a_policy_says_what_its_ports_cannot_follow() {
+    let check = |port: Value, section: Option<&str>, spec: Value, expected: Option<&str>| {
+        let service = json!({"kind": "Service", "metadata": {"namespace": "infra", "name": "s"}, "spec": {"clusterIP": "10.96.0.9", "ports": [port]}});
+        let mut policy =
+            json!({"kind": "TrafficPolicy", "metadata": {"namespace": "infra", "name": "p"}, "spec": spec});
+        policy["spec"]["targetRefs"] = json!([{"kind": "Service", "name": "s", "sectionName": section}]);
+        let plan = planned(&world(&[service, policy]), &report(&[]));
+        let status = status(&plan, Kind::TrafficPolicy).expect("a status");
+        let conditions = &status["ancestors"][0]["conditions"];
+        assert_eq!(conditions[0]["status"], "True", "{conditions}");
+        match expected {
+            Some(text) => {
+                assert_eq!(conditions[1]["type"], "PartiallyInvalid", "{conditions}");
+                assert!(
+                    conditions[1]["message"].as_str().is_some_and(|message| message.starts_with(text)),
+                    "{conditions}"
+                );
+            }
+            None => assert_eq!(conditions[1], Value::Null),
+        }
+    };
+    let send = json!({"proxyProtocol": {"send": "V1"}});
+    let tls = json!({"upstreamTls": {"hostname": "a.example"}});
+    let http = json!({"name": "http", "port": 80});
+    let tcp = json!({"name": "db", "port": 5432});
+    check(http.clone(), None, send.clone(), Some("proxyProtocol.send: not for port 80"));
+    check(http.clone(), Some("http"), send.clone(), Some("proxyProtocol.send: not for port 80"));
+    check(http.clone(), Some("other"), send.clone(), None);
+    check(tcp.clone(), None, send, None);
+    check(http, None, tls.clone(), None);
+    check(tcp, None, tls.clone(), Some("upstreamTls: port 5432"));
+    check(json!({"port": 443, "appProtocol": "https"}), None, tls, None);
+}
+
+#[test]
 fn proxy_protocol_is_for_the_oldest_on_a_port_to_ask() {
     let policy = json!({"kind": "TrafficPolicy", "metadata": {"namespace": "infra", "name": "p"}, "spec": {
         "targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge"}],

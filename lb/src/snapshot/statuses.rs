@@ -13,14 +13,16 @@ use scaleup_api::gateway::{
     GROUP, Gateway, GatewayStatusAddress, ListenerStatus, ParentReference, PolicyAncestorStatus, PolicyStatus,
     RouteGroupKind, RouteParentStatus, RouteStatus,
 };
-use scaleup_api::traffic::{PolicyAncestorStatus as TrafficAncestor, TrafficPolicyStatus};
+use scaleup_api::traffic::{PolicyAncestorStatus as TrafficAncestor, TargetRef, TrafficPolicy, TrafficPolicyStatus};
 use serde_json::{Value, json};
 
+use super::AppProtocol;
 use super::assemble::Shadowed;
 use super::compile_route::RouteOutcome;
 use super::conditions::Conditions;
 use super::gateways::{GATEWAY_CONTROLLER, GatewayFacts, Gateways, ListenerFacts, ListenerId, Speaks, is_ours};
 use super::objects::{Kind, ObjectKey, Objects, Route, RouteKey, RouteKind};
+use super::plan::app_protocol;
 use super::policies::{Policies, TargetKind, TargetOutcome};
 use super::references::Fault;
 use super::routes::HostPort;
@@ -391,10 +393,13 @@ fn traffic_policies(known: Known<'_>, plan: &mut Plan) {
             let conditions = before.map(|ancestor| ancestor.conditions.as_slice()).unwrap_or_default();
             let mut conditions = Conditions::new(conditions, generation, known.now);
             conditions.unless("Accepted", "Accepted", target_fault(known, key, outcome).as_ref());
+            if let Some(fault) = without_effect(known, policy, &outcome.target) {
+                conditions.add("PartiallyInvalid", true, fault.reason, &fault.message);
+            }
             ancestors.push(TrafficAncestor {
                 ancestor_ref: outcome.target.clone(),
                 controller_name: GATEWAY_CONTROLLER.to_owned(),
-                conditions: conditions.finish(&["Accepted"]),
+                conditions: conditions.finish(&["Accepted", "PartiallyInvalid"]),
             });
         }
         if ancestors != current {
@@ -428,6 +433,35 @@ fn target_fault(known: Known<'_>, policy: &ObjectKey, outcome: &TargetOutcome) -
     }
     let overridden = known.policies.overridden(policy, kind, &key, target.section_name.as_deref());
     overridden.or_else(|| (kind == TargetKind::Gateway).then(|| shared_port(known, policy, &key)).flatten())
+}
+
+/// What a policy says that the ports of the Service it targets cannot follow: PROXY protocol is sent on connections that carry
+/// one client each, and TLS is spoken where HTTP is.
+fn without_effect(known: Known<'_>, policy: &TrafficPolicy, target: &TargetRef) -> Option<Fault> {
+    if TargetKind::of(target) != Some(TargetKind::Service) {
+        return None;
+    }
+    let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
+    let service = known.objects.services.get(&ObjectKey::new(namespace, &target.name))?;
+    let sends = policy.spec.proxy_protocol.as_ref().is_some_and(|proxy| proxy.send.is_some());
+    let encrypts = policy.spec.upstream_tls.is_some();
+    let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+    let targeted = ports.filter(|port| target.section_name.is_none() || target.section_name == port.name);
+    let problems: Vec<String> = targeted
+        .filter_map(|port| {
+            let (number, https) = (port.port, port.app_protocol.as_deref() == Some("https"));
+            match app_protocol(port) {
+                AppProtocol::Tcp if encrypts && !https => {
+                    Some(format!("upstreamTls: port {number} passes bytes on; TLS is spoken by routes to it only"))
+                }
+                AppProtocol::Http | AppProtocol::H2c if sends => Some(format!(
+                    "proxyProtocol.send: not for port {number}, whose connections carry the requests of many clients"
+                )),
+                _ => None,
+            }
+        })
+        .collect();
+    (!problems.is_empty()).then(|| Fault::new("UnsupportedValue", problems.join("; ")))
 }
 
 /// A policy that asks for PROXY protocol on a port that an older object has: it would cut off the clients of that.
