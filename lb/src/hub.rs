@@ -204,10 +204,14 @@ impl Hub {
                     state.remove(plan, &snapshot.routed);
                 }
             }
-            if !Arc::ptr_eq(&old.routed, &snapshot.routed) {
-                state.update_routed(&old.routed, &snapshot, self.threads);
+            let rerouted = !Arc::ptr_eq(&old.routed, &snapshot.routed);
+            if rerouted {
+                state.add_routed(&old.routed, &snapshot, self.threads);
             }
             state.update_listeners(&old, &snapshot, self.threads);
+            if rerouted {
+                state.drop_routed(&old.routed, &snapshot);
+            }
             state.forget_old_usage(now_seconds());
         }
         self.published.store(true, Relaxed);
@@ -366,16 +370,23 @@ impl State {
         self.release(&old);
     }
 
-    /// Takes over which Service ports routes send to.
-    fn update_routed(&mut self, before: &BTreeSet<BackendRef>, snapshot: &Snapshot, threads: usize) {
+    /// Takes over which Service ports routes send to from now on.
+    fn add_routed(&mut self, before: &BTreeSet<BackendRef>, snapshot: &Snapshot, threads: usize) {
         for backend in snapshot.routed.difference(before) {
             match snapshot.services.get(&backend.service) {
                 Some(plan) => self.set_routed(backend, plan, threads),
                 None => drop(self.routed_cell(backend, threads)),
             }
         }
+    }
+
+    /// Forgets the Service ports that no listener sends to any more. Their cells stay as they are: a request that found its rule just
+    /// before still has to find an endpoint.
+    fn drop_routed(&mut self, before: &BTreeSet<BackendRef>, snapshot: &Snapshot) {
         for backend in before.difference(&snapshot.routed) {
-            self.remove_port(&PortKey::routed(backend));
+            if let Some(port) = self.ports.remove(&PortKey::routed(backend)) {
+                self.release(&port.cell.load());
+            }
         }
     }
 
@@ -644,6 +655,22 @@ mod tests {
         assert!(first.is_removed());
         assert!(b.load().endpoints.is_empty(), "connections of a Service that is gone find nobody");
         assert!(Arc::ptr_eq(&a, &cell(&hub, "a")));
+    }
+
+    #[test]
+    fn a_request_finds_the_endpoints_of_a_backend_that_its_route_has_just_lost() {
+        let hub = Hub::new(1);
+        let published = |routed: &[BackendRef]| {
+            let mut snapshot = snapshot(&[("a", &[(1, "p1")])]);
+            snapshot.routed = Arc::new(routed.iter().cloned().collect());
+            hub.publish(snapshot);
+        };
+        let backend = BackendRef { service: ServiceKey::new("d", "a"), port: 80, protocol: Protocol::Tcp };
+        published(std::slice::from_ref(&backend));
+        let found = hub.cell(&PortKey::routed(&backend)).expect("a cell");
+        published(&[]);
+        assert!(hub.cell(&PortKey::routed(&backend)).is_none());
+        assert_eq!(found.load().endpoints.len(), 1);
     }
 
     #[test]
