@@ -38,6 +38,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("objects", |quick| Box::pin(node::hundred_thousand(quick))),
     ("pod", |quick| Box::pin(node::pod_start(quick))),
     ("proxy", |quick| Box::pin(proxy::l7::all(quick))),
+    ("proxy-edge", |quick| Box::pin(proxy::edge::all(quick))),
     ("proxy-tcp", |quick| Box::pin(proxy::l4::all(quick))),
     ("proxy-change", |quick| Box::pin(proxy::change::all(quick))),
 ];

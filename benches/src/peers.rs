@@ -92,12 +92,21 @@ impl Peer {
     pub async fn nginx_proxy(upstreams: &[String]) -> Result<Self> {
         let (dir, port) = (peer_dir()?, free_port()?);
         let servers: String = upstreams.iter().map(|u| format!("server {u};")).collect();
-        // The headers are those that ours sets; the buffers hold the largest answer, so that none goes through a file.
         let server = format!(
             "upstream b {{ {servers} keepalive 256; keepalive_requests 1000000; }} server {{ listen 127.0.0.1:{port} reuseport; \
-             location / {{ proxy_pass http://b; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host; \
-             proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto http; \
-             proxy_set_header X-Forwarded-Host $host; proxy_buffers 8 16k; }} }}"
+             {FORWARDED} proxy_set_header X-Forwarded-Proto http; location / {{ proxy_pass http://b; }} }}"
+        );
+        Self::nginx(dir, port, &format!("http {{ {HTTP} {server} }}")).await
+    }
+
+    /// nginx as [`Self::nginx_proxy`] that terminates TLS, for HTTP/1.1 and HTTP/2, with so many locations `/rN/`.
+    pub async fn nginx_edge(upstreams: &[String], routes: usize, chain: &str, key: &str) -> Result<Self> {
+        let (dir, port) = (certificate_dir(chain, key)?, free_port()?);
+        let servers: String = upstreams.iter().map(|u| format!("server {u};")).collect();
+        let locations: String = (0..routes).map(|i| format!("location /r{i}/ {{ proxy_pass http://b; }} ")).collect();
+        let server = format!(
+            "upstream b {{ {servers} keepalive 256; keepalive_requests 1000000; }} server {{ listen 127.0.0.1:{port} ssl http2 reuseport; \
+             ssl_certificate DIR/cert.pem; ssl_certificate_key DIR/key.pem; {FORWARDED} proxy_set_header X-Forwarded-Proto https; {locations} }}"
         );
         Self::nginx(dir, port, &format!("http {{ {HTTP} {server} }}")).await
     }
@@ -130,20 +139,42 @@ impl Peer {
     /// HAProxy as a reverse proxy with connection reuse, setting the headers that ours sets.
     pub async fn haproxy(upstreams: &[String]) -> Result<Self> {
         let rules = "  http-request set-header X-Forwarded-Proto http\n  http-request set-header X-Forwarded-Host %[req.hdr(host)]\n";
-        Self::haproxy_with("  mode http\n  http-reuse always\n  option forwardfor\n", rules, upstreams).await
+        let (dir, port) = (peer_dir()?, free_port()?);
+        let front = format!("  bind 127.0.0.1:{port}\n{rules}  default_backend b\n");
+        Self::haproxy_with(dir, port, HAPROXY_HTTP, &front, upstreams).await
+    }
+
+    /// Likewise, terminating TLS for HTTP/1.1 and HTTP/2, with so many paths `/rN/` in a map.
+    pub async fn haproxy_edge(upstreams: &[String], routes: usize, chain: &str, key: &str) -> Result<Self> {
+        let (dir, port) = (certificate_dir(chain, key)?, free_port()?);
+        let map: String = (0..routes).map(|i| format!("/r{i}/ b\n")).collect();
+        std::fs::write(dir.path().join("routes.map"), map)?;
+        let path = dir.path().display();
+        let front = format!(
+            "  bind 127.0.0.1:{port} ssl crt {path}/both.pem alpn h2,http/1.1\n  http-request set-header X-Forwarded-Proto https\n  \
+             http-request set-header X-Forwarded-Host %[req.hdr(host)]\n  use_backend %[path,map_beg({path}/routes.map)]\n"
+        );
+        Self::haproxy_with(dir, port, HAPROXY_HTTP, &front, upstreams).await
     }
 
     /// HAProxy as a proxy of TCP connections.
     pub async fn haproxy_tcp(upstreams: &[String]) -> Result<Self> {
-        Self::haproxy_with("  mode tcp\n", "", upstreams).await
+        let (dir, port) = (peer_dir()?, free_port()?);
+        let front = format!("  bind 127.0.0.1:{port}\n  default_backend b\n");
+        Self::haproxy_with(dir, port, "  mode tcp\n", &front, upstreams).await
     }
 
-    async fn haproxy_with(defaults: &str, rules: &str, upstreams: &[String]) -> Result<Self> {
-        let (dir, port) = (peer_dir()?, free_port()?);
+    async fn haproxy_with(
+        dir: tempfile::TempDir,
+        port: u16,
+        defaults: &str,
+        front: &str,
+        upstreams: &[String],
+    ) -> Result<Self> {
         let servers: String = upstreams.iter().enumerate().map(|(i, u)| format!("  server s{i} {u}\n")).collect();
         let config = format!(
             "global\n  maxconn 4096\n  nbthread {}\ndefaults\n{defaults}  timeout client 60s\n  timeout server 60s\n  timeout connect 5s\n\
-             frontend f\n  bind 127.0.0.1:{port}\n{rules}  default_backend b\nbackend b\n{servers}",
+             frontend f\n{front}backend b\n{servers}",
             std::thread::available_parallelism().map_or(2, usize::from)
         );
         std::fs::write(dir.path().join("haproxy.cfg"), config)?;
@@ -153,9 +184,25 @@ impl Peer {
     }
 }
 
+/// How HAProxy proxies HTTP here.
+const HAPROXY_HTTP: &str = "  mode http\n  http-reuse always\n  option forwardfor\n";
+
 /// What every nginx here has in its `http` block; `DIR` is its directory.
 const HTTP: &str = "access_log off; tcp_nodelay on; keepalive_requests 1000000; client_body_temp_path DIR/b; \
                     proxy_temp_path DIR/p; fastcgi_temp_path DIR/f; uwsgi_temp_path DIR/u; scgi_temp_path DIR/s;";
+
+/// How nginx proxies here. The headers are those that ours sets; the buffers hold the largest answer, so that none goes through a file.
+const FORWARDED: &str = "proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host; \
+                         proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Host $host; proxy_buffers 8 16k;";
+
+/// A directory with a certificate, its key, and both in one file.
+fn certificate_dir(chain: &str, key: &str) -> Result<tempfile::TempDir> {
+    let dir = peer_dir()?;
+    for (name, text) in [("cert.pem", chain), ("key.pem", key), ("both.pem", &format!("{chain}{key}"))] {
+        std::fs::write(dir.path().join(name), text)?;
+    }
+    Ok(dir)
+}
 
 fn peer_dir() -> Result<tempfile::TempDir> {
     let dir = tempfile::Builder::new().prefix("scaleup-bench-").tempdir()?;

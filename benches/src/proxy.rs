@@ -1,9 +1,10 @@
 //! The load balancer beside nginx and HAProxy: same backends, same client, same run.
 //!
 //! All three have one worker per core, keep connections to the backends open, set the same headers and write no access
-//! log. [`l7`] is HTTP/1.1 with wrk, [`l4`] plain TCP, [`change`] how fast a change of endpoints takes effect.
+//! log. [`l7`] is HTTP/1.1 with wrk, [`edge`] TLS, HTTP/2 and many routes with h2load, [`l4`] plain TCP, [`change`] how fast a change of endpoints takes effect.
 
 pub mod change;
+pub mod edge;
 pub mod l4;
 pub mod l7;
 

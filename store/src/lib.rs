@@ -223,7 +223,8 @@ pub trait Store: Send + Sync + 'static {
     async fn update(&self, key: &str, value: Bytes, expected: Revision) -> Result<Revision>;
     /// Deletes `key` if its `mod_revision` is `expected`; the revision of the deletion, or [`Error::Conflict`].
     async fn delete(&self, key: &str, expected: Revision) -> Result<Revision>;
-    /// Every change under `prefix` with a revision greater than or equal to `from`; [`Error::Compacted`] if some are gone.
+    /// Every change under `prefix` with a revision greater than or equal to `from`; [`Error::Compacted`] if some are gone. A
+    /// store whose events lag behind its writes may still have those that are to come.
     /// `Progress` items arrive at least once a second while nothing else does.
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch>;
     /// Forgets history before `revision`: older reads and watches get [`Error::Compacted`].
