@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{PATIENCE, own_ip};
+use crate::support::{PATIENCE, Run, launch, own_ip};
 
 /// The port of every test's listener.
 pub const PORT: u16 = 8080;
@@ -132,7 +132,7 @@ pub struct Routed {
     pub lb: Lb,
     pub addr: SocketAddr,
     shutdown: CancellationToken,
-    run: tokio::task::JoinHandle<Result<(), scaleup_lb::Error>>,
+    run: Run,
 }
 
 impl Routed {
@@ -142,19 +142,7 @@ impl Routed {
 
     pub async fn configured(setup: &Setup, configure: impl FnOnce(&mut Config)) -> Self {
         let ip = own_ip();
-        let mut config = Config::new("n1");
-        config.bind_address = ip.into();
-        config.threads = Some(2);
-        config.enable_nftables = false;
-        config.enable_dns = false;
-        config.proxy.drain_timeout = Duration::from_secs(5);
-        configure(&mut config);
-        let lb = scaleup_lb::build(config, &mut prometheus_client::registry::Registry::default());
-        let shutdown = CancellationToken::new();
-        let run = tokio::spawn({
-            let (lb, shutdown) = (lb.clone(), shutdown.clone());
-            async move { lb.run_standalone(shutdown).await }
-        });
+        let (lb, shutdown, run) = launch(ip, configure);
         lb.publish(setup.snapshot());
         let addr = SocketAddr::new(ip.into(), PORT);
         let open = async {

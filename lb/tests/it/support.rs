@@ -64,13 +64,34 @@ pub fn snapshot(port_name: &str, endpoints: &[SocketAddr], extra_spec: Value) ->
     plan(&[serde_json::from_value(service).unwrap()], &slices, &PlanConfig::default())
 }
 
+/// A load balancer's task.
+pub type Run = tokio::task::JoinHandle<Result<(), scaleup_lb::Error>>;
+
+/// Starts a load balancer with two threads on `ip` that leaves the machine's nftables and DNS alone.
+pub fn launch(ip: Ipv4Addr, configure: impl FnOnce(&mut Config)) -> (Lb, CancellationToken, Run) {
+    let mut config = Config::new("n1");
+    config.bind_address = ip.into();
+    config.threads = Some(2);
+    config.enable_nftables = false;
+    config.enable_dns = false;
+    config.proxy.drain_timeout = Duration::from_secs(5);
+    configure(&mut config);
+    let lb = scaleup_lb::build(config, &mut prometheus_client::registry::Registry::default());
+    let shutdown = CancellationToken::new();
+    let run = tokio::spawn({
+        let (lb, shutdown) = (lb.clone(), shutdown.clone());
+        async move { lb.run_standalone(shutdown).await }
+    });
+    (lb, shutdown, run)
+}
+
 /// A running load balancer.
 pub struct Lab {
     pub lb: Lb,
     pub addr: SocketAddr,
     port_name: &'static str,
     shutdown: CancellationToken,
-    run: tokio::task::JoinHandle<Result<(), scaleup_lb::Error>>,
+    run: Run,
 }
 
 impl Lab {
@@ -89,19 +110,7 @@ impl Lab {
         configure: impl FnOnce(&mut Config),
     ) -> Self {
         let ip = own_ip();
-        let mut config = Config::new("n1");
-        config.bind_address = ip.into();
-        config.threads = Some(2);
-        config.enable_nftables = false;
-        config.enable_dns = false;
-        config.proxy.drain_timeout = Duration::from_secs(5);
-        configure(&mut config);
-        let lb = scaleup_lb::build(config, &mut prometheus_client::registry::Registry::default());
-        let shutdown = CancellationToken::new();
-        let run = tokio::spawn({
-            let (lb, shutdown) = (lb.clone(), shutdown.clone());
-            async move { lb.run_standalone(shutdown).await }
-        });
+        let (lb, shutdown, run) = launch(ip, configure);
         let lab = Self { lb, addr: SocketAddr::new(ip.into(), SERVICE_PORT), port_name, shutdown, run };
         lab.set_with(endpoints, extra_spec);
         assert!(tokio::time::timeout(PATIENCE, lab.lb.wait_bound(&key())).await.unwrap(), "the port is bound");
