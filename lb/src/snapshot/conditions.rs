@@ -26,6 +26,11 @@ impl<'a> Conditions<'a> {
         self.current.iter().find(|condition| condition.type_ == type_)
     }
 
+    /// The version of the object's spec that they tell of.
+    pub fn generation(&self) -> i64 {
+        self.generation
+    }
+
     /// Adds one.
     pub fn add(&mut self, type_: &str, status: bool, reason: &str, message: &str) {
         let status = if status { "True" } else { "False" };

@@ -5,6 +5,7 @@
 //! they could take its traffic. Everything here is by value.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use scaleup_api::LabelSelector;
@@ -13,7 +14,7 @@ use scaleup_api::gateway::{GROUP, Gateway, Listener};
 use super::objects::{ObjectKey, Objects, RouteKind, created};
 use super::references::{End, Fault, permitted};
 use super::routes::{CertificatePlan, HostPattern, HostPort};
-use super::{PlanConfig, Protocol};
+use super::{PlanConfig, Protocol, addresses};
 
 /// `controllerName` of the GatewayClasses that are ours.
 pub const GATEWAY_CONTROLLER: &str = "scaleup.dev/gateway";
@@ -104,6 +105,10 @@ pub(crate) struct ListenerFacts {
 pub(crate) struct GatewayFacts {
     pub created: i64,
     pub listeners: Vec<ListenerFacts>,
+    /// Addresses that it asks for; empty if any will do.
+    pub addresses: Vec<IpAddr>,
+    /// Why it is not served at all.
+    pub refused: Option<Fault>,
 }
 
 /// All Gateways that are ours.
@@ -161,6 +166,14 @@ impl Gateways {
             let listeners = gateway.spec.listeners.iter().take(MAX_LISTENERS);
             let mut facts: Vec<ListenerFacts> =
                 listeners.filter_map(|listener| resolve(objects, key, listener)).collect();
+            let (addresses, refused) = match addresses::wanted(&gateway.spec.addresses) {
+                Ok(wanted) => (wanted, None),
+                Err(fault) => (Vec::new(), Some(fault)),
+            };
+            if let Some(fault) = &refused {
+                let waits = Fault::new("Pending", format!("the Gateway is not accepted: {}", fault.message));
+                facts.iter_mut().for_each(|listener| _ = listener.refused.get_or_insert_with(|| waits.clone()));
+            }
             for listener in facts.iter_mut().filter(|listener| listener.refused.is_none()) {
                 let fault = all.conflict(&hosts, key, listener);
                 if let Some(fault) = fault {
@@ -172,7 +185,8 @@ impl Gateways {
                 let id = ListenerId { gateway: key.clone(), listener: listener.name.clone() };
                 all.claim(listener.port, listener.speaks.carries(), since, &format!("Gateway {key}"), Some(id));
             }
-            all.by_key.insert(key.clone(), Arc::new(GatewayFacts { created: since, listeners: facts }));
+            all.by_key
+                .insert(key.clone(), Arc::new(GatewayFacts { created: since, listeners: facts, addresses, refused }));
         }
         all
     }

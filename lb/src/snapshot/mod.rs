@@ -5,6 +5,7 @@
 //! [`watch`] feeds the compiler from the API. Nothing here opens sockets or counts requests:
 //! what must outlive a snapshot (in-flight counts, health, round-robin position) is in [`crate::backend`].
 
+mod addresses;
 mod assemble;
 mod attach;
 pub(crate) mod certificates;

@@ -114,6 +114,66 @@ fn a_gateway_says_what_its_listeners_do() {
     assert_eq!(attached, [&json!(1), &json!(1), &json!(1), &json!(0), &json!(0)]);
 }
 
+#[test]
+fn a_gateway_has_the_addresses_that_it_asks_for_or_says_that_it_has_not() {
+    let theirs = "192.0.2.11";
+    let asked = |addresses: &Value, current: &[&str], generation: Option<i64>| {
+        let mut gateway = gateway(json!([{"name": "http", "port": 80, "protocol": "HTTP"}]));
+        gateway["spec"]["addresses"] = addresses.clone();
+        let values: Vec<Value> = current.iter().map(|ip| json!({"type": "IPAddress", "value": ip})).collect();
+        let programmed = json!({"type": "Programmed", "status": "True", "reason": "Programmed", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": generation});
+        gateway["status"] = json!({"addresses": values, "conditions": [programmed], "listeners": []});
+        gateway
+    };
+    let check = |addresses: Value, current: &[&str], expected: [&str; 2], then: &[&str]| {
+        let compiler = world(&[asked(&addresses, current, None)]);
+        let status = status(&planned(&compiler, &report(&[(80, true)])), Kind::Gateway).expect("a status");
+        assert_eq!(conditions(&status["conditions"]), expected, "{status}");
+        let values: Vec<&str> =
+            status["addresses"].as_array().expect("addresses").iter().filter_map(|a| a["value"].as_str()).collect();
+        assert_eq!(values, then);
+    };
+    let (accepted, unsupported) = ("Accepted=True/Accepted", "Accepted=False/UnsupportedAddress");
+    let (programmed, unusable) = ("Programmed=True/Programmed", "Programmed=False/AddressNotUsable");
+    check(json!([]), &[], [accepted, programmed], &[IP]);
+    check(json!([{"type": "IPAddress"}]), &[], [accepted, programmed], &[IP]);
+    check(json!([{"type": "IPAddress", "value": ""}]), &[theirs], [accepted, programmed], &[IP, theirs]);
+    check(json!([{"value": IP}]), &[], [accepted, programmed], &[IP]);
+    check(json!([{"value": IP}, {"value": theirs}]), &[], [accepted, unusable], &[IP]);
+    check(json!([{"value": IP}, {"value": theirs}]), &[theirs], [accepted, programmed], &[IP, theirs]);
+    check(json!([{"value": "203.0.113.9"}]), &[IP], [accepted, unusable], &[]);
+    check(json!([{"value": theirs}]), &[IP, theirs], [accepted, programmed], &[theirs]);
+    check(json!([{"type": "Hostname", "value": "a.example"}]), &[IP], [unsupported, "Programmed=False/Invalid"], &[]);
+    check(
+        json!([{"value": IP}, {"type": "test.example/odd", "value": "x"}]),
+        &[],
+        [unsupported, "Programmed=False/Invalid"],
+        &[],
+    );
+    // Where only others may serve it, what they have said of this generation stands.
+    let compiler = world(&[asked(&json!([{"value": theirs}]), &[], Some(3))]);
+    let status = status(&planned(&compiler, &report(&[(80, true)])), Kind::Gateway).expect("a status");
+    assert!(conditions(&status["conditions"]).contains(&programmed.to_owned()), "{status}");
+}
+
+#[test]
+fn a_gateway_that_is_not_accepted_serves_nothing() {
+    let mut edge = gateway(json!([{"name": "http", "port": 80, "protocol": "HTTP"}]));
+    edge["spec"]["addresses"] = json!([{"type": "NamedAddress", "value": "edge"}]);
+    let route = json!({"kind": "HTTPRoute", "metadata": {"namespace": "infra", "name": "r"}, "spec": {"parentRefs": [{"name": "edge"}],
+        "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]}});
+    let mut compiler = world(&[edge, route]);
+    assert_eq!(compiler.snapshot().listeners.len(), 0);
+    let plan = planned(&compiler, &report(&[]));
+    let gateway = status(&plan, Kind::Gateway).expect("a status");
+    let listener = conditions(&gateway["listeners"][0]["conditions"]);
+    assert_eq!(listener[0], "Accepted=False/Pending");
+    assert_eq!(listener[3], "Programmed=False/Invalid");
+    let route = status(&plan, Kind::HTTPRoute).expect("a status");
+    assert_eq!(conditions(&route["parents"][0]["conditions"])[0], "Accepted=False/NoMatchingParent");
+}
+
 /// What is planned is written; after that nothing is left to do.
 fn settle(compiler: &mut Compiler, objects: &[Value], report: &Report) {
     let plan = planned(compiler, report);

@@ -16,7 +16,6 @@ use scaleup_api::gateway::{
 use scaleup_api::traffic::{PolicyAncestorStatus as TrafficAncestor, TargetRef, TrafficPolicy, TrafficPolicyStatus};
 use serde_json::{Value, json};
 
-use super::AppProtocol;
 use super::assemble::Shadowed;
 use super::compile_route::RouteOutcome;
 use super::conditions::Conditions;
@@ -26,6 +25,7 @@ use super::plan::app_protocol;
 use super::policies::{Policies, TargetKind, TargetOutcome};
 use super::references::Fault;
 use super::routes::HostPort;
+use super::{AppProtocol, addresses};
 use crate::listeners::Report;
 
 /// What is claimed of the Gateway API, by the names of its conformance suite, sorted.
@@ -34,8 +34,10 @@ pub const SUPPORTED_FEATURES: &[&str] = &[
     "GRPCRoute",
     "GRPCRouteNamedRouteRule",
     "Gateway",
+    "GatewayAddressEmpty",
     "GatewayHTTPListenerIsolation",
     "GatewayPort8080",
+    "GatewayStaticAddresses",
     "HTTPRoute",
     "HTTPRoute303RedirectStatusCode",
     "HTTPRoute307RedirectStatusCode",
@@ -212,8 +214,13 @@ fn of_gateway(
     let serves = obstacles.iter().any(Option::is_none);
     let mut addresses: Vec<GatewayStatusAddress> =
         current.addresses.iter().filter(|address| address.value != known.ip).cloned().collect();
-    let elsewhere = !addresses.is_empty();
-    if serves {
+    let wanted_here = addresses::may_have(&facts.addresses, known.ip);
+    let others = match (addresses.is_empty(), wanted_here) {
+        (true, true) => Others::None,
+        (false, true) => Others::Serve,
+        (_, false) => Others::Decide,
+    };
+    if serves && wanted_here {
         addresses.push(GatewayStatusAddress { value: known.ip.to_owned(), r#type: Some("IPAddress".to_owned()) });
         addresses.sort_by(|a, b| a.value.cmp(&b.value));
     }
@@ -225,7 +232,7 @@ fn of_gateway(
             Conditions::new(conditions, generation, known.now),
             listener,
             obstacle.as_ref().and_then(Option::as_ref),
-            elsewhere,
+            others,
         );
         let id = ListenerId { gateway: key.clone(), listener: listener.name.clone() };
         let kind = |kind: &RouteKind| RouteGroupKind { kind: kind.as_str().to_owned(), group: Some(GROUP.to_owned()) };
@@ -239,15 +246,26 @@ fn of_gateway(
     let mut conditions = Conditions::new(&current.conditions, generation, known.now);
     let refused = facts.listeners.iter().filter(|listener| listener.refused.is_some()).count();
     let unknown = gateway.spec.listeners.len().saturating_sub(facts.listeners.len());
-    match (refused + unknown, facts.listeners.len() - refused) {
-        (0, _) => conditions.add("Accepted", true, "Accepted", ""),
-        (_, 0) => conditions.add("Accepted", false, "ListenersNotValid", "no listener is valid; see their conditions"),
+    match (&facts.refused, refused + unknown, facts.listeners.len() - refused) {
+        (Some(fault), ..) => conditions.add("Accepted", false, fault.reason, &fault.message),
+        (_, 0, _) => conditions.add("Accepted", true, "Accepted", ""),
+        (_, _, 0) => {
+            conditions.add("Accepted", false, "ListenersNotValid", "no listener is valid; see their conditions")
+        }
         _ => {
             conditions.add("Accepted", true, "ListenersNotValid", "some listeners are not valid; see their conditions")
         }
     }
-    let first = obstacles.iter().flatten().flatten().next();
-    programmed(&mut conditions, if serves { None } else { first.cloned().or_else(|| Some(no_listener())) }, elsewhere);
+    let missing = addresses::missing(&facts.addresses, &addresses);
+    match missing.filter(|_| serves || others == Others::Serve) {
+        // All load balancers that serve it come to this.
+        Some(missing) if others != Others::Decide => conditions.unless("Programmed", "Programmed", Some(&missing)),
+        Some(missing) => programmed(&mut conditions, Some(missing), others),
+        None => {
+            let first = || obstacles.iter().flatten().flatten().next().cloned().unwrap_or_else(no_listener);
+            programmed(&mut conditions, (!serves).then(first), others);
+        }
+    }
     let conditions = conditions.finish(&["Accepted", "Programmed"]);
     let changed = conditions != current.conditions || statuses != current.listeners || addresses != current.addresses;
     changed.then(|| json!({"addresses": addresses, "conditions": conditions, "listeners": statuses}))
@@ -257,12 +275,29 @@ fn no_listener() -> Fault {
     Fault::new("Invalid", "there is no listener that can be served")
 }
 
+/// What other load balancers have to say about a Gateway's ports.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// None of them serves it.
+    None,
+    /// Another serves it, too.
+    Serve,
+    /// Only they may: the Gateway does not ask for the own address.
+    Decide,
+}
+
 /// `Programmed`; what one load balancer cannot do is not told while another does it.
-fn programmed(conditions: &mut Conditions<'_>, obstacle: Option<Fault>, elsewhere: bool) {
-    let environmental = obstacle.as_ref().is_some_and(|fault| fault.reason != "Invalid");
-    let stays = environmental && elsewhere;
-    match conditions.current("Programmed").filter(|current| stays && current.status == "True") {
-        Some(current) => conditions.add("Programmed", true, &current.reason, &current.message),
+fn programmed(conditions: &mut Conditions<'_>, obstacle: Option<Fault>, others: Others) {
+    let invalid = obstacle.as_ref().is_some_and(|fault| fault.reason == "Invalid");
+    let generation = Some(conditions.generation());
+    let stays = |current: &&Condition| match others {
+        Others::None => false,
+        Others::Serve => obstacle.is_some() && current.status == "True",
+        // Said once, so that a Gateway nobody can serve has somebody who says so.
+        Others::Decide => current.observed_generation == generation && current.status != "Unknown",
+    };
+    match conditions.current("Programmed").filter(|_| !invalid).filter(stays) {
+        Some(current) => conditions.add("Programmed", current.status == "True", &current.reason, &current.message),
         None => conditions.unless("Programmed", "Programmed", obstacle.as_ref()),
     }
 }
@@ -271,7 +306,7 @@ fn listener_conditions(
     mut conditions: Conditions<'_>,
     listener: &ListenerFacts,
     obstacle: Option<&Fault>,
-    elsewhere: bool,
+    others: Others,
 ) -> Vec<Condition> {
     conditions.unless("Accepted", "Accepted", listener.refused.as_ref());
     match listener.refused.as_ref().filter(|_| listener.conflicted) {
@@ -279,7 +314,7 @@ fn listener_conditions(
         None => conditions.add("Conflicted", false, "NoConflicts", ""),
     }
     conditions.unless("ResolvedRefs", "ResolvedRefs", listener.unresolved.as_ref());
-    programmed(&mut conditions, obstacle.cloned(), elsewhere);
+    programmed(&mut conditions, obstacle.cloned(), others);
     conditions.finish(&["Accepted", "Conflicted", "ResolvedRefs", "Programmed"])
 }
 
