@@ -167,7 +167,9 @@ impl LbCollector {
         let help = "Connections by what is spoken on them.";
         split(encoder, "lb_listener_protocol_connections", help, &listeners, "protocol", |t| {
             [0, 1, 2].map(|index| (PROTOCOLS[index], t.spoken[index]))
-        })
+        })?;
+        let help = "Requests that no route matched, or that were refused before one was looked for, by class of their status code.";
+        requests(encoder, "lb_listener_unrouted_requests", help, &listeners, |t| &t.unrouted)
     }
 
     fn encode_process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -37,6 +37,11 @@ pub(crate) const CODE_CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "
 /// Stands for a request whose client left before a response was sent.
 pub(crate) const CODE_CLIENT_GONE: u16 = 600;
 
+/// Index of a status in [`CODE_CLASSES`].
+fn class(code: u16) -> usize {
+    usize::from(code / 100).saturating_sub(1).min(CODE_CLASSES.len() - 1)
+}
+
 /// Adds without a locked instruction: only the shard's own thread writes.
 pub(crate) fn add(counter: &AtomicU64, amount: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(amount), Relaxed);
@@ -127,8 +132,7 @@ pub(crate) struct RequestShard {
 impl RequestShard {
     /// Counts a finished request.
     pub fn record(&self, code: u16, duration: Duration) {
-        let class = usize::from(code / 100).saturating_sub(1).min(CODE_CLASSES.len() - 1);
-        add(&self.codes[class], 1);
+        add(&self.codes[class(code)], 1);
         self.durations.observe(duration);
     }
 
@@ -216,8 +220,7 @@ pub(crate) struct ServiceShard {
 impl ServiceShard {
     /// Counts a finished request.
     pub fn record(&self, code: u16, duration: Duration) {
-        let class = usize::from(code / 100).saturating_sub(1).min(CODE_CLASSES.len() - 1);
-        add(&self.codes[class], 1);
+        add(&self.codes[class(code)], 1);
         self.durations.observe(duration);
     }
 
@@ -352,6 +355,7 @@ pub(crate) struct ListenerShard {
     tls_ok: AtomicU64,
     tls_failed: AtomicU64,
     spoken: [AtomicU64; 3],
+    answers: [AtomicU64; 6],
 }
 
 impl ListenerShard {
@@ -379,6 +383,11 @@ impl ListenerShard {
     pub fn speaks(&self, protocol: Spoken) {
         add(&self.spoken[protocol as usize], 1);
     }
+
+    /// A request that no rule matched, or that was refused before, was answered with this status.
+    pub fn answered(&self, code: u16) {
+        add(&self.answers[class(code)], 1);
+    }
 }
 
 /// Counters of a listener.
@@ -402,6 +411,8 @@ pub struct ListenerTotals {
     pub tls_failed: u64,
     /// Connections by what they speak: HTTP/1, HTTP/2, anything.
     pub spoken: [u64; 3],
+    /// Requests that belong to no rule, by code class.
+    pub unrouted: [u64; 6],
 }
 
 impl ListenerStats {
@@ -425,6 +436,7 @@ impl ListenerStats {
             merge(&mut sum.tls_ok, &shard.tls_ok);
             merge(&mut sum.tls_failed, &shard.tls_failed);
             sum.spoken.iter_mut().zip(&shard.spoken).for_each(|(total, value)| merge(total, value));
+            sum.unrouted.iter_mut().zip(&shard.answers).for_each(|(total, value)| merge(total, value));
         }
         sum.active = sum.accepted.saturating_sub(closed);
         sum
@@ -572,11 +584,19 @@ mod tests {
             listener.shard(thread).accepted();
             listener.shard(thread).speaks(Spoken::Http2);
             listener.shard(thread).handshake(thread == 0);
+            listener.shard(thread).answered(404);
         }
         listener.shard(1).closed();
         listener.shard(1).refused();
-        let expected =
-            ListenerTotals { accepted: 2, active: 1, refused: 1, tls_ok: 1, tls_failed: 1, spoken: [0, 2, 0] };
+        let expected = ListenerTotals {
+            accepted: 2,
+            active: 1,
+            refused: 1,
+            tls_ok: 1,
+            tls_failed: 1,
+            spoken: [0, 2, 0],
+            unrouted: [0, 0, 0, 2, 0, 0],
+        };
         assert_eq!(listener.totals(), expected);
     }
 

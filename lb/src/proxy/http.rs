@@ -19,10 +19,11 @@ use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 
 use super::buffer::{Buffer, SMALL};
-use super::decide::{Forward, Local, decide};
+use super::decide::{Forward, Local, Unseen, decide};
 use super::drain::{Drain, Phase};
 use super::exchange::Patience;
 use super::io::{Stream, send};
+use super::local::Seen;
 use super::record::Record;
 use super::request::{self, Client, Framing, Parsed, Reject, Request};
 use super::response::Answer;
@@ -162,7 +163,7 @@ fn active(worker: &Worker, target: &Target) -> Option<Active> {
 enum Next {
     /// What is to be done is in the slot.
     Forward,
-    Answer(Box<Local>),
+    Answer(Box<Local>, Seen),
     Refused(Reject),
     Http2,
 }
@@ -190,20 +191,11 @@ impl<S: Stream> Conn<'_, S> {
                     }
                     (after, record.finish())
                 }
-                Next::Answer(local) => {
+                Next::Answer(local, seen) => {
                     self.input.consume(local.request.length);
-                    (self.answer_locally(&local).await, Instant::now())
+                    (self.answer_locally(&local, seen).await, Instant::now())
                 }
-                Next::Refused(reject) => {
-                    let record = self.record();
-                    // What is there is an earlier request's.
-                    self.head.clear();
-                    let after = self.refuse(reject, record.as_ref()).await;
-                    if let Some(record) = record.as_ref().filter(|record| record.wants_description()) {
-                        record.describe(&WrittenHead::parse(&self.head, self.client.ip), self.wire());
-                    }
-                    (after, record.map_or_else(Instant::now, Record::finish))
-                }
+                Next::Refused(reject) => (self.refused(reject).await, Instant::now()),
                 Next::Http2 if self.requests == 1 => return After::Http2,
                 Next::Http2 => return After::Drop,
             };
@@ -239,15 +231,23 @@ impl<S: Stream> Conn<'_, S> {
             if bytes[seen..].contains(&b'\n') || bytes.len() >= config.max_header_bytes {
                 let site = self.target.load();
                 let table = self.target.table(&site)?;
+                let wire = self.wire();
                 let (target, out) = (&self.target, &mut self.head);
                 let routed = table.single().is_none();
+                let observers = &self.worker.observers;
                 let parsed = request::parse(bytes, config, &self.client, routed, |head| {
-                    decide(target, &site, table, head, out).map(|decided| *work = Some(decided))
+                    match decide(target, &site, table, head, out) {
+                        Ok(decided) => Ok(*work = Some(decided)),
+                        Err(local) => {
+                            let seen = Seen::new(observers, local.rule.as_deref(), local.status, head, wire);
+                            Err((local, seen))
+                        }
+                    }
                 });
                 match parsed {
                     Parsed::Partial => {}
                     Parsed::Complete(Ok(())) => return Some(Next::Forward),
-                    Parsed::Complete(Err(answer)) => return Some(Next::Answer(answer)),
+                    Parsed::Complete(Err((answer, seen))) => return Some(Next::Answer(answer, seen)),
                     Parsed::Refused(reject) => return Some(Next::Refused(reject)),
                     Parsed::Http2 => return Some(Next::Http2),
                 }
@@ -269,7 +269,26 @@ impl<S: Stream> Conn<'_, S> {
         Wire { protocol: "HTTP/1.1", tls: self.tls }
     }
 
-    /// Counts what is refused at a Service's own port; who else is meant is not known.
+    /// Answers a request of which nothing is known.
+    async fn refused(&mut self, reject: Reject) -> After {
+        // What is there is an earlier request's.
+        self.head.clear();
+        let Some(record) = self.record() else {
+            let seen = Seen::new(&self.worker.observers, None, reject.status, &Unseen(self.client.ip), self.wire());
+            let after = self.refuse(reject, None).await;
+            let sent = if after == After::Drop { 0 } else { reject.text().len() as u64 };
+            seen.answered(&self.worker, &self.target, None, reject.status, sent);
+            return after;
+        };
+        let after = self.refuse(reject, Some(&record)).await;
+        if record.wants_description() {
+            record.describe(&WrittenHead::parse(&self.head, self.client.ip), self.wire());
+        }
+        record.finish();
+        after
+    }
+
+    /// Counts what is refused at a Service's own port; which route else is meant is not known.
     fn record(&self) -> Option<Record> {
         let site = self.target.load();
         let rule = self.target.table(&site)?.single()?;
@@ -282,18 +301,17 @@ impl<S: Stream> Conn<'_, S> {
         if let Some(record) = record {
             record.flag(Flags::BAD_REQUEST);
         }
-        let text = format!("{}: {}\n", reject.status.as_u16(), reject.reason);
-        self.answer(reject.status, &text, &[], None, true, record).await
+        self.answer(reject.status, &reject.text(), &[], None, true, record).await
     }
 
-    async fn answer_locally(&mut self, local: &Local) -> After {
-        if let Some(rule) = &local.rule {
-            rule.stats.shard(self.worker.index).record(local.status.as_u16(), Duration::ZERO);
-        }
+    async fn answer_locally(&mut self, local: &Local, seen: Seen) -> After {
         let request = &local.request;
         // A body that nobody takes would be read as the next request.
         let close = local.close || self.must_close(request) || request.framing != Framing::None;
-        self.answer(local.status, &local.text, &local.fields, Some(request), close, None).await
+        let after = self.answer(local.status, &local.text, &local.fields, Some(request), close, None).await;
+        let sent = if after == After::Drop || request.is_head { 0 } else { local.text.len() as u64 };
+        seen.answered(&self.worker, &self.target, local.rule.as_deref(), local.status, sent);
+        after
     }
 
     pub async fn answer(

@@ -9,14 +9,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::story::Story;
 use super::worker::Worker;
-use crate::access::{self, Decision, Description, Ending, Flags, Wire, WrittenHead};
+use crate::access::{Decision, Description, Flags, Wire, WrittenHead};
 use crate::backend::{Backend, EndpointState};
 use crate::balance::Outcome;
 use crate::route::{Head, Rule};
-use crate::snapshot::routes::PathMatch;
 use crate::stats::{CODE_CLIENT_GONE, add};
-use crate::trace::{Attempt, Context, Trace, context::span_id};
+use crate::trace::{Attempt, Context, context::span_id};
 
 /// Attempts of a request that get a span of their own.
 const MAX_SPANS: usize = 16;
@@ -248,42 +248,24 @@ impl Record {
         if status.is_none() {
             flags = flags.with(Flags::CLIENT_GONE);
         }
-        let duration = now.saturating_duration_since(self.started);
-        if let Some(sink) = self.worker.observers.access.as_ref().filter(|_| self.logged.covers(code)) {
-            let ending = Ending {
-                status,
-                bytes_in: self.bytes_in.get(),
-                bytes_out: self.bytes_out.get(),
-                duration,
-                upstream: told.endpoint.as_ref().map(|endpoint| endpoint.addr),
-                pod: told.endpoint.as_ref().and_then(|endpoint| Some(&*endpoint.pod.as_ref()?.0)),
-                attempts: self.attempts.get(),
-                rule: Some(&self.rule.id),
-                service: Some(self.backend.service.to_string()),
-                trace: told.context.as_ref().map(|context| crate::trace::context::hex(&context.trace_id)),
-                flags,
-            };
-            let started = k8s_openapi::jiff::Timestamp::now();
-            let time = started.checked_sub(k8s_openapi::jiff::SignedDuration::try_from(duration).unwrap_or_default());
-            sink.log(access::line(time.unwrap_or(started), &request, sink.query, &ending));
-        }
-        if let Some((tracer, context)) = self.worker.observers.tracer.as_ref().zip(told.context)
-            && context.sampled
-        {
-            let end = SystemTime::now();
-            tracer.send(Box::new(Trace {
-                context,
-                request,
-                rule: Some(access::rule_name(&self.rule.id)),
-                route: Some(match &self.rule.path {
-                    PathMatch::Exact(path) | PathMatch::Prefix(path) | PathMatch::Regex(path) => path.to_string(),
-                }),
-                start: end.checked_sub(duration).unwrap_or(end),
-                end,
-                status,
-                attempts: told.attempts,
-            }));
-        }
+        let endpoint = told.endpoint.as_deref();
+        let story = Story {
+            request,
+            logged: self.logged.covers(code),
+            context: told.context,
+            rule: Some(&self.rule),
+            service: Some(self.backend.service.to_string()),
+            upstream: endpoint.map(|endpoint| endpoint.addr),
+            pod: endpoint.and_then(|endpoint| Some(&*endpoint.pod.as_ref()?.0)),
+            attempts: self.attempts.get(),
+            spans: told.attempts,
+            status,
+            bytes_in: self.bytes_in.get(),
+            bytes_out: self.bytes_out.get(),
+            duration: now.saturating_duration_since(self.started),
+            flags,
+        };
+        story.tell(&self.worker.observers);
     }
 
     fn leave_endpoint(&self) {

@@ -33,6 +33,13 @@ pub(crate) struct Reject {
     pub reason: &'static str,
 }
 
+impl Reject {
+    /// What the client is told.
+    pub fn text(self) -> String {
+        format!("{}: {}\n", self.status.as_u16(), self.reason)
+    }
+}
+
 const fn bad(reason: &'static str) -> Reject {
     Reject { status: StatusCode::BAD_REQUEST, reason }
 }

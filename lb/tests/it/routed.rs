@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use scaleup_lb::policy::{Algorithm, RequestPolicy, ServicePolicy};
 use scaleup_lb::snapshot::routes::{
     BackendRef, CertificatePlan, Filter, HostPattern, HostPort, HostsPlan, HttpPlan, ListenerPlan, Mode, PathMatch,
@@ -17,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{PATIENCE, Run, launch, own_ip};
+use crate::support::{PATIENCE, Run, launch_registered, own_ip};
 
 /// The port of every test's listener.
 pub const PORT: u16 = 8080;
@@ -141,8 +142,13 @@ impl Routed {
     }
 
     pub async fn configured(setup: &Setup, configure: impl FnOnce(&mut Config)) -> Self {
+        Self::registered(setup, &mut Registry::default(), configure).await
+    }
+
+    /// Likewise, with its metrics in `registry`.
+    pub async fn registered(setup: &Setup, registry: &mut Registry, configure: impl FnOnce(&mut Config)) -> Self {
         let ip = own_ip();
-        let (lb, shutdown, run) = launch(ip, configure);
+        let (lb, shutdown, run) = launch_registered(ip, registry, configure);
         lb.publish(setup.snapshot());
         let addr = SocketAddr::new(ip.into(), PORT);
         let open = async {

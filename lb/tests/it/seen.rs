@@ -6,10 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use scaleup_lb::AccessTarget;
+use scaleup_lb::policy::{RateLimit, RatePer, RequestPolicy};
+use scaleup_lb::snapshot::routes::{Filter, RedirectPlan, RulePlan};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::h2_support::H2Client;
+use crate::routed::{Routed, Scripted, Setup, filtered, governed, rule};
 use crate::support::*;
 
 /// Waits for the lines of a log that are there once `count` requests were logged.
@@ -270,5 +274,90 @@ async fn views_and_metrics_tell_of_traffic() {
     assert_eq!(said["backends"][0]["endpoints"].as_array().unwrap().len(), 2);
     assert_eq!(said["backends"][0]["endpoints"].as_array().unwrap().iter().filter(|e| e["chosen"] == true).count(), 1);
     assert!(lab.lb.view("other", "").is_err() && lab.lb.view("explain", "").is_err());
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_endpoint_answers_is_logged_counted_and_traced() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let (collector, got) = collector().await;
+    let endpoint = Scripted::named("a").await;
+    let redirect = RedirectPlan { scheme: Some("https".into()), hostname: None, port: None, path: None, status: 301 };
+    let limit = RateLimit {
+        id: "l".into(),
+        name: "l".into(),
+        per: RatePer::ClientIp,
+        requests: 1,
+        interval: Duration::from_secs(3_600),
+        burst: 1,
+        shared: false,
+    };
+    let limits = RequestPolicy { rate_limits: vec![limit], ..RequestPolicy::default() };
+    let setup = Setup::default().service("a", &[endpoint.addr]).rules(vec![
+        filtered("/old", "a", vec![Filter::Redirect(redirect)]),
+        governed("/limited", "a", limits),
+        RulePlan { backends: vec![], ..rule("/gone", "a") },
+    ]);
+    let target = AccessTarget::File(path.clone());
+    let mut registry = prometheus_client::registry::Registry::default();
+    let lab = Routed::registered(&setup, &mut registry, |config| {
+        config.observe.access_log = Some(target);
+        config.observe.otlp_endpoint = Some(format!("http://{collector}"));
+        config.observe.trace_percent = 100.0;
+    })
+    .await;
+    for path in ["/old/x?q=1", "/none", "/gone", "/limited", "/limited"] {
+        lab.get(path).await;
+    }
+    raw(lab.addr, b"nonsense\r\n\r\n").await;
+    let mut client = H2Client::connect(lab.addr).await;
+    for path in ["/old/h2", "/none/h2", "/gone/h2", "/limited/h2"] {
+        client.get(path).await;
+    }
+    let lines = lines(&path, 10).await;
+    let one = |path: &str, status: u16| {
+        let mut found = lines.iter().filter(|line| line["path"] == path && line["status"] == status);
+        let line = found.next().unwrap_or_else(|| panic!("{path} {status} in {lines:#?}"));
+        assert!(found.next().is_none(), "{path} {status} twice in {lines:#?}");
+        line
+    };
+    let check = |path: &str, status: u16, route: Value, flags: Value, bytes_out: Option<u64>| {
+        let line = one(path, status);
+        assert_eq!((&line["route"], &line["flags"], &line["upstream"]), (&route, &flags, &Value::Null), "{line}");
+        assert_eq!((&line["attempts"], &line["client"]), (&0.into(), &"127.0.0.1".into()));
+        assert!(line["trace_id"].is_string(), "{line}");
+        let protocol = if path.ends_with("/h2") { "HTTP/2" } else { "HTTP/1.1" };
+        assert_eq!(line["protocol"], protocol);
+        if let Some(bytes) = bytes_out {
+            assert_eq!(line["bytes_out"], bytes);
+        }
+    };
+    let none = serde_json::json!([]);
+    let no_route = serde_json::json!(["no_route"]);
+    let nowhere = serde_json::json!(["no_endpoint"]);
+    let limited = serde_json::json!(["rate_limited"]);
+    check("/old/x", 301, "HTTPRoute shop//old rule 0".into(), none.clone(), Some(0));
+    check("/old/h2", 301, "HTTPRoute shop//old rule 0".into(), none, Some(0));
+    check("/none", 404, Value::Null, no_route.clone(), Some("404: no route matches this request\n".len() as u64));
+    check("/none/h2", 404, Value::Null, no_route, None);
+    check("/gone", 500, "HTTPRoute shop//gone rule 0".into(), nowhere.clone(), None);
+    check("/gone/h2", 500, "HTTPRoute shop//gone rule 0".into(), nowhere, None);
+    check("/limited", 429, "HTTPRoute shop//limited rule 0".into(), limited.clone(), None);
+    check("/limited/h2", 429, "HTTPRoute shop//limited rule 0".into(), limited, None);
+    check("", 400, Value::Null, serde_json::json!(["bad_request"]), None);
+    let answered = spans(&got, 10).await;
+    let unrouted = answered.iter().find(|span| attribute(span, "url.path") == Some(&"/none".into())).expect("a span");
+    assert_eq!(attribute(unrouted, "http.response.status_code"), Some(&"404".into()));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for expected in [
+        "lb_listener_unrouted_requests_total{listener=\"8080/TCP\",code=\"4xx\"} 3",
+        "lb_route_requests_total{kind=\"HTTPRoute\",namespace=\"shop\",route=\"/old\",rule=\"0\",code=\"3xx\"} 2",
+        "lb_route_requests_total{kind=\"HTTPRoute\",namespace=\"shop\",route=\"/gone\",rule=\"0\",code=\"5xx\"} 2",
+        "lb_route_requests_total{kind=\"HTTPRoute\",namespace=\"shop\",route=\"/limited\",rule=\"0\",code=\"4xx\"} 2",
+    ] {
+        assert!(text.contains(expected), "{expected} in {text}");
+    }
     lab.stop().await;
 }

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use prometheus_client::registry::Registry;
 use scaleup_lb::snapshot::{PlanConfig, ServiceKey, Snapshot, plan};
 use scaleup_lb::{Config, Lb, ServiceTotals};
 use serde_json::{Value, json};
@@ -69,6 +70,15 @@ pub type Run = tokio::task::JoinHandle<Result<(), scaleup_lb::Error>>;
 
 /// Starts a load balancer with two threads on `ip` that leaves the machine's nftables and DNS alone.
 pub fn launch(ip: Ipv4Addr, configure: impl FnOnce(&mut Config)) -> (Lb, CancellationToken, Run) {
+    launch_registered(ip, &mut Registry::default(), configure)
+}
+
+/// Likewise, with its metrics in `registry`.
+pub fn launch_registered(
+    ip: Ipv4Addr,
+    registry: &mut Registry,
+    configure: impl FnOnce(&mut Config),
+) -> (Lb, CancellationToken, Run) {
     let mut config = Config::new("n1");
     config.bind_address = ip.into();
     config.threads = Some(2);
@@ -76,7 +86,7 @@ pub fn launch(ip: Ipv4Addr, configure: impl FnOnce(&mut Config)) -> (Lb, Cancell
     config.enable_dns = false;
     config.proxy.drain_timeout = Duration::from_secs(5);
     configure(&mut config);
-    let lb = scaleup_lb::build(config, &mut prometheus_client::registry::Registry::default());
+    let lb = scaleup_lb::build(config, registry);
     let shutdown = CancellationToken::new();
     let run = tokio::spawn({
         let (lb, shutdown) = (lb.clone(), shutdown.clone());

@@ -24,13 +24,15 @@ use crate::access::{Flags, Wire};
 use crate::backend::{Backend, EndpointState, Tried};
 use crate::balance::{self, Choice, Outcome, Permit, Refusal, affinity, may_retry};
 use crate::proxy::attempt::{self, checkout, connector_id};
+use crate::proxy::decide::Unseen;
 use crate::proxy::filters::{Fields, Filters, Place};
+use crate::proxy::local::Seen;
 use crate::proxy::pool::ConnectError;
 use crate::proxy::record::Record;
 use crate::proxy::request::{Client, Framing, Reject};
 use crate::proxy::site::Target;
 use crate::proxy::worker::Worker;
-use crate::route::Weighted;
+use crate::route::{Rule, Weighted};
 use crate::snapshot::AppProtocol;
 use crate::stats::add;
 
@@ -94,31 +96,52 @@ pub(super) async fn serve(context: Rc<Context>, request: Request<RecvStream>, re
     match Head::check(request, ended, context.peer, &context.worker.config) {
         Ok(head) => route(&context, &mut stream, head).await,
         Err(Reject { status, reason }) => {
-            Answer::new(status, reason).send(&mut stream.respond, &method, is_grpc);
+            let seen = context.see(None, status, &Unseen(context.peer));
+            let sent = Answer::new(status, reason).send(&mut stream.respond, &method, is_grpc);
+            seen.answered(&context.worker, &context.target, None, status, sent.unwrap_or(0));
         }
     }
 }
 
+impl Context {
+    /// How requests come here.
+    fn wire(&self) -> Wire {
+        Wire { protocol: "HTTP/2", tls: self.tls }
+    }
+
+    /// Notes a request that is answered here.
+    fn see(&self, rule: Option<&Rule>, status: StatusCode, head: &impl crate::route::Head) -> Seen {
+        Seen::new(&self.worker.observers, rule, status, head, self.wire())
+    }
+
+    /// Answers a request here.
+    fn answer(&self, rule: Option<&Rule>, answer: Answer, stream: &mut Stream, head: &Head) {
+        let (status, seen) = (answer.status, self.see(rule, answer.status, head));
+        let sent = answer.send(&mut stream.respond, &head.method, head.is_grpc);
+        seen.answered(&self.worker, &self.target, rule, status, sent.unwrap_or(0));
+    }
+}
+
 async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
-    let refuse = |stream: &mut Stream, head: &Head, status, reason: &str| {
-        Answer::new(status, reason).send(&mut stream.respond, &head.method, head.is_grpc);
+    let refuse = |rule: Option<&Rule>, stream: &mut Stream, head: &Head, status, reason: &str| {
+        context.answer(rule, Answer::new(status, reason), stream, head);
     };
     let site = context.target.load();
     if !context.target.allows(&site, crate::route::Head::host(&head)) {
         let text = "this connection was opened for another host";
-        return refuse(stream, &head, StatusCode::MISDIRECTED_REQUEST, text);
+        return refuse(None, stream, &head, StatusCode::MISDIRECTED_REQUEST, text);
     }
     let table = context.target.table(&site);
     // As in HTTP/1.1: a Service's own port passes paths as they are.
     if table.is_some_and(|table| table.single().is_none())
         && let Err(Reject { status, reason }) = head.normalize()
     {
-        return refuse(stream, &head, status, reason);
+        return refuse(None, stream, &head, status, reason);
     }
     let found = table.and_then(|table| Some((table.find(&head)?.clone(), table.port())));
     drop(site);
     let Some((rule, port)) = found else {
-        return refuse(stream, &head, StatusCode::NOT_FOUND, "no route matches this request");
+        return refuse(None, stream, &head, StatusCode::NOT_FOUND, "no route matches this request");
     };
     let place = Place { https: context.target.is_tls(), port };
     let share = rule.choose(rand::random).and_then(|index| rule.backends.get(index));
@@ -126,24 +149,45 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
     if !all.is_empty()
         && let Some(answer) = filters::answer(all, &head, &rule, place)
     {
-        answer.send(&mut stream.respond, &head.method, head.is_grpc);
-        return;
+        return context.answer(Some(&rule), answer, stream, &head);
     }
     let Some(share) = share else {
-        return refuse(stream, &head, StatusCode::INTERNAL_SERVER_ERROR, "the route has no backend");
+        return refuse(Some(&rule), stream, &head, StatusCode::INTERNAL_SERVER_ERROR, "the route has no backend");
     };
     let Some(cell) = &share.cell else {
-        return refuse(stream, &head, StatusCode::INTERNAL_SERVER_ERROR, "the route's backend does not exist");
+        return refuse(
+            Some(&rule),
+            stream,
+            &head,
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the route's backend does not exist",
+        );
     };
     let record = Record::start(context.worker.clone(), rule.clone(), cell.load_full());
+    admit(context, stream, &mut head, &record, (share, all, place)).await;
+    if record.wants_description() {
+        record.describe(&head, context.wire());
+    }
+    record.finish();
+}
+
+/// Serves a request for which a backend was chosen, if limits allow.
+async fn admit(
+    context: &Context,
+    stream: &mut Stream,
+    head: &mut Head,
+    record: &Record,
+    (share, all, place): (&Weighted, Filters<'_>, Place),
+) {
+    let rule = &record.rule;
     let limit = rule.policy.max_body_bytes;
     if let (Some(limit), Framing::Length(length)) = (limit, head.framing)
         && length > limit
     {
-        return give(Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"), stream, &head, &record);
+        return give(Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"), stream, head, record);
     }
     // Limits come before the head is changed; waiting ends when the client cancels.
-    let entered = until_cancelled(&mut stream.respond, balance::enter(&rule, &record.backend, &head)).await;
+    let entered = until_cancelled(&mut stream.respond, balance::enter(rule, &record.backend, head)).await;
     // Given back when the request is over.
     let permit = match entered {
         None => return,
@@ -154,30 +198,26 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
                 Refusal::RateLimited { .. } => Flags::RATE_LIMITED,
                 Refusal::Overloaded { .. } => Flags::OVERLOADED,
             });
-            return give(refused(&refusal, &record.backend), stream, &head, &record);
+            return give(refused(&refusal, &record.backend), stream, head, record);
         }
     };
-    let affinity = affinity::of(&record.backend, &head, place.https, rand::random);
+    let affinity = affinity::of(&record.backend, head, place.https, rand::random);
     let choice =
         Choice { client: context.peer, hash: affinity.hash, thread: context.worker.index, now: record.started };
-    let mut own_fields = if all.is_empty() { Fields::new() } else { all.response_fields(&head) };
+    let mut own_fields = if all.is_empty() { Fields::new() } else { all.response_fields(head) };
     own_fields.extend(affinity.set_cookie.map(|cookie| ("set-cookie", cookie)));
     head.claim(&context.client, place.https);
     if !all.is_empty() {
-        filters::request(all, &mut head, &rule);
+        filters::request(all, head, rule);
     }
-    let attempts = attempts(context, stream, &head, &record, (share, &own_fields, &permit), &choice);
+    let attempts = attempts(context, stream, head, record, (share, &own_fields, &permit), &choice);
     let failure = match rule.policy.request_timeout {
         None => attempts.await,
         Some(timeout) => tokio::time::timeout(timeout, attempts).await.unwrap_or(Err(Failure::RequestTimeout)),
     };
     if let Err(failure) = failure {
-        fail(failure, stream, &head, &record);
+        fail(failure, stream, head, record);
     }
-    if record.wants_description() {
-        record.describe(&head, Wire { protocol: "HTTP/2", tls: context.tls });
-    }
-    record.finish();
 }
 
 /// Runs `work` unless the client cancels the request first.
