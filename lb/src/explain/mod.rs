@@ -16,6 +16,7 @@ use crate::balance::state::PortState;
 use crate::balance::{Choice, affinity};
 use crate::hub::{Hub, SiteKey};
 use crate::listeners::desired;
+use crate::proxy::held::Held;
 use crate::proxy::site::{SiteMode, TlsMode};
 use crate::route::{HttpTable, Rule, Weighted};
 use crate::snapshot::routes::{Filter, HostPort, HttpPlan, Mode, PathMatch, TlsAction};
@@ -128,19 +129,23 @@ pub(crate) fn explain(hub: &Hub, request: &Request) -> Explanation {
         (SiteMode::Tls(tls), true) => tls_table(tls.sites.iter(), request),
         (SiteMode::Tcp(l4), _) => {
             out.backends =
-                l4.shares.iter().map(|share| backend_view(&snapshot, share, l4.total_weight, request)).collect();
+                l4.shares.iter().map(|share| backend_view(&snapshot, share, l4.total_weight, &request.head)).collect();
             Err(format!("The port passes bytes on, whatever they are, by {}.", rule_name(&l4.id)))
         }
         (SiteMode::Udp(_) | SiteMode::Gone, _) => Err("Nothing is served on the port for TCP.".to_owned()),
     };
     match table {
         Err(verdict) => out.verdict = verdict,
-        Ok(table) => match table.find(request) {
-            Some(rule) => matched(&mut out, &snapshot, rule, request),
-            None => {
-                (out.verdict, out.near) = near::missed(plan, request);
+        Ok(table) => {
+            // A Service's own port passes paths as they are.
+            let routed = table.single().is_none();
+            let head = if routed { request.head.clone().normalized() } else { Ok(request.head.clone()) };
+            match head.as_ref().map(|head| (head, table.find(head))) {
+                Ok((head, Some(rule))) => matched(&mut out, &snapshot, rule, head),
+                Ok((head, None)) => (out.verdict, out.near) = near::missed(plan, head),
+                Err(error) => out.verdict = format!("The answer is 400: {error}."),
             }
-        },
+        }
     }
     out
 }
@@ -150,8 +155,10 @@ fn tls_table<'a>(
     mut sites: impl Iterator<Item = &'a (crate::snapshot::routes::HostPattern, TlsMode)>,
     request: &Request,
 ) -> Result<Arc<HttpTable>, String> {
-    match sites.find(|(host, _)| host.matches(&request.host)) {
-        None => Err(format!("No certificate or passthrough is configured for {}: the handshake fails.", request.host)),
+    match sites.find(|(host, _)| host.matches(&request.head.host)) {
+        None => {
+            Err(format!("No certificate or passthrough is configured for {}: the handshake fails.", request.head.host))
+        }
         Some((_, TlsMode::Http(_, table))) => Ok(table.clone()),
         Some((host, TlsMode::Terminate(_, l4))) => {
             Err(format!("TLS for {host} ends here; bytes go on by {}.", rule_name(&l4.id)))
@@ -167,7 +174,7 @@ fn http_plan<'s>(snapshot: &'s Snapshot, target: &SiteKey, request: &Request) ->
     let SiteKey::Listener(port) = target else { return None };
     match &snapshot.listeners.get(port)?.mode {
         Mode::Http(http) => Some(http),
-        Mode::Tls(sites) => match &sites.iter().find(|site| site.host.matches(&request.host))?.action {
+        Mode::Tls(sites) => match &sites.iter().find(|site| site.host.matches(&request.head.host))?.action {
             TlsAction::Http { http, .. } => Some(http),
             _ => None,
         },
@@ -175,7 +182,7 @@ fn http_plan<'s>(snapshot: &'s Snapshot, target: &SiteKey, request: &Request) ->
     }
 }
 
-fn matched(out: &mut Explanation, snapshot: &Snapshot, rule: &Rule, request: &Request) {
+fn matched(out: &mut Explanation, snapshot: &Snapshot, rule: &Rule, request: &Held) {
     let answered = rule.filters.iter().find(|filter| matches!(filter, Filter::Redirect(_)));
     out.backends =
         rule.backends.iter().map(|share| backend_view(snapshot, share, rule.total_weight, request)).collect();
@@ -215,7 +222,7 @@ fn matched(out: &mut Explanation, snapshot: &Snapshot, rule: &Rule, request: &Re
     });
 }
 
-fn backend_view(snapshot: &Snapshot, share: &Weighted, total_weight: u32, request: &Request) -> BackendView {
+fn backend_view(snapshot: &Snapshot, share: &Weighted, total_weight: u32, request: &Held) -> BackendView {
     let share_percent = f64::from(share.weight) * 100.0 / f64::from(total_weight.max(1));
     let Some(backend) = share.cell.as_ref().map(|cell| cell.load_full()) else {
         let algorithm = "none: the reference is not valid".to_owned();

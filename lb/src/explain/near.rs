@@ -1,7 +1,8 @@
 //! For a request that matches no rule: what came nearest, and what was missing.
 
-use super::{Near, Request, path_matches};
+use super::{Near, path_matches};
 use crate::access::rule_name;
+use crate::proxy::held::Held;
 use crate::route::{Head, whole};
 use crate::snapshot::routes::{FieldMatch, HostPattern, HttpPlan, PathMatch, RulePlan, ValueMatch};
 
@@ -9,7 +10,7 @@ use crate::snapshot::routes::{FieldMatch, HostPattern, HttpPlan, PathMatch, Rule
 pub(super) const MAX_SHOWN: usize = 5;
 
 /// The verdict, and the nearest rules.
-pub(super) fn missed(plan: Option<&HttpPlan>, request: &Request) -> (String, Vec<Near>) {
+pub(super) fn missed(plan: Option<&HttpPlan>, request: &Held) -> (String, Vec<Near>) {
     let Some(plan) = plan else {
         return ("No rule matches: the answer is 404.".to_owned(), Vec::new());
     };
@@ -67,7 +68,7 @@ pub(super) fn path_text(pattern: &PathMatch) -> String {
 }
 
 /// What of a rule does not match.
-fn reasons(rule: &RulePlan, request: &Request) -> Vec<String> {
+fn reasons(rule: &RulePlan, request: &Held) -> Vec<String> {
     let mut why = Vec::new();
     if path_matches(&rule.path, &request.path) != Some(true) {
         why.push(format!("the path {} is none that {}", request.path, path_text(&rule.path)));

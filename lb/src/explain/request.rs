@@ -1,10 +1,9 @@
 //! The request that is asked about.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::route::Head;
+use crate::proxy::held::Held;
 
 /// Longest URL and longest header that is looked at, in bytes, and most headers.
 const MAX_URL: usize = 8 * 1024;
@@ -13,22 +12,12 @@ const MAX_HEADERS: usize = 100;
 /// A request as far as it decides where it goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Upper case.
-    pub method: String,
     /// With TLS.
     pub https: bool,
-    /// Lower case, without port.
-    pub host: String,
     /// Port of the load balancer.
     pub port: u16,
-    /// Without query.
-    pub path: String,
-    /// Without `?`.
-    pub query: Option<String>,
-    /// Names in lower case.
-    pub headers: Vec<(String, String)>,
-    /// The client's address.
-    pub client: IpAddr,
+    /// What the proxy would look at.
+    pub(crate) head: Held,
 }
 
 /// The question makes no sense.
@@ -69,24 +58,27 @@ impl Request {
             }
             _ => Err(RequestError::Header(text.chars().take(200).collect())),
         });
-        let headers: Vec<(String, String)> = headers.collect::<Result<_, _>>()?;
+        let mut headers: Vec<(String, String)> = headers.collect::<Result<_, _>>()?;
         let client = match client {
             None => IpAddr::V4(Ipv4Addr::LOCALHOST),
             Some(text) => text.parse().map_err(|_| RequestError::Client(text.chars().take(60).collect()))?,
         };
         // A Host header goes before the URL's, as with curl; the URL's port says where it is sent.
-        let named = headers.iter().find(|(name, _)| name == "host").map(|(_, value)| value.as_str());
-        let host = named.map_or(host, |named| named.rsplit_once(':').map_or(named, |(host, _)| host));
-        Ok(Self {
+        let named = headers.iter().find(|(name, _)| name == "host").map(|(_, value)| value.clone());
+        let named = named.unwrap_or_else(|| {
+            let sent = parsed.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+            headers.insert(0, ("host".to_owned(), sent));
+            host.to_owned()
+        });
+        let head = Held {
             method: method.to_ascii_uppercase(),
-            https: parsed.scheme() == "https",
-            host: host.trim_end_matches('.').to_ascii_lowercase(),
-            port,
+            host: without_port(&named).trim_end_matches('.').to_ascii_lowercase(),
             path: parsed.path().to_owned(),
             query: parsed.query().map(str::to_owned),
-            headers,
+            fields: headers,
             client,
-        })
+        };
+        Ok(Self { https: parsed.scheme() == "https", port, head })
     }
 
     /// From a query: `method`, `url`, `header` (repeated), `client`.
@@ -111,36 +103,22 @@ impl Request {
     }
 }
 
-impl fmt::Display for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.https { "https" } else { "http" };
-        write!(f, "{} {scheme}://{}:{}{}", self.method, self.host, self.port, self.path)?;
-        if let Some(query) = &self.query {
-            write!(f, "?{query}")?;
-        }
-        write!(f, " from {}", self.client)
+/// A host without its port; an IPv6 address is in brackets.
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => host,
     }
 }
 
-impl Head for Request {
-    fn method(&self) -> &str {
-        &self.method
-    }
-    fn host(&self) -> &str {
-        &self.host
-    }
-    fn path(&self) -> &str {
-        &self.path
-    }
-    fn query(&self) -> Option<&str> {
-        self.query.as_deref()
-    }
-    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
-        let values: Vec<&str> =
-            self.headers.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str()).collect();
-        (!values.is_empty()).then(|| values.join(",").into())
-    }
-    fn client(&self) -> IpAddr {
-        self.client
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.https { "https" } else { "http" };
+        let head = &self.head;
+        write!(f, "{} {scheme}://{}:{}{}", head.method, head.host, self.port, head.path)?;
+        if let Some(query) = &head.query {
+            write!(f, "?{query}")?;
+        }
+        write!(f, " from {}", head.client)
     }
 }

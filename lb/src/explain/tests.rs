@@ -159,6 +159,52 @@ fn questions_are_checked() {
     check("url=http://a/&what=1", "not \"what\"");
     let request = Request::from_query("method=post&url=http%3A%2F%2FA.example%3A81%2F%3Fq&header=Host:%20b.example:9")
         .expect("valid");
-    assert_eq!((request.method.as_str(), request.host.as_str(), request.port), ("POST", "b.example", 81));
-    assert_eq!((request.path.as_str(), request.query.as_deref()), ("/", Some("q")));
+    assert_eq!((request.head.method.as_str(), request.head.host.as_str(), request.port), ("POST", "b.example", 81));
+    assert_eq!((request.head.path.as_str(), request.head.query.as_deref()), ("/", Some("q")));
+}
+
+/// A question and the same request as the proxy receives it say the same.
+#[track_caller]
+fn same_head(url: &str, headers: &[&str], routed: bool) {
+    use crate::proxy::request::{Client, Parsed, parse};
+    use crate::route::Head as _;
+    let texts: Vec<String> = headers.iter().map(ToString::to_string).collect();
+    let asked = Request::new("GET", url, &texts, Some("192.0.2.1")).expect("a request").head;
+    let asked = if routed { asked.normalized().expect("a path") } else { asked };
+    let target = url.split_once("://").and_then(|(_, rest)| Some(&rest[rest.find('/')?..])).expect("a path");
+    let host = asked.header("host").expect("a host").into_owned();
+    let fields: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let bytes = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n");
+    let client = Client::new(asked.client, false, false);
+    let held = match parse(bytes.as_bytes(), &crate::ProxyConfig::default(), &client, routed, |head| {
+        for name in ["x-a", "cookie", "accept", "host", "x-none"] {
+            assert_eq!(head.header(name), asked.header(name), "{name}");
+        }
+        Held::of(head)
+    }) {
+        Parsed::Complete(held) => held,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(held, asked);
+}
+
+#[test]
+fn a_question_is_read_as_the_proxy_reads_the_request() {
+    same_head("http://shop.example/a?x=1", &["X-A: 1", "x-a: 2", "Cookie: a=1", "cookie: b=2"], true);
+    same_head("http://Shop.Example:8080/%7eann//b", &["accept: text/html"], true);
+    same_head("http://shop.example/%7eann//b", &[], false);
+    same_head("http://[2001:db8::1]:81/", &["x-a: 1"], true);
+}
+
+#[test]
+fn repeated_fields_match_as_they_do_in_the_proxy() {
+    let hub = hub();
+    assert!(ask(&hub, "POST", "http://shop.example/beta", &["x-user: ann", "x-user: bob"]).rule.is_none());
+    let said = ask(&hub, "POST", "http://shop.example/beta", &["x-user: ann", "x-user: bob"]);
+    assert_eq!(said.near[0].why, ["the header \"x-user\" is \"ann, bob\", not \"ann\""]);
+    assert!(ask(&hub, "GET", "http://shop.example//a", &[]).rule.is_some(), "as the proxy normalizes it");
+    assert_eq!(
+        ask(&hub, "GET", "http://shop.example/b/..%2fa", &[]).verdict,
+        "The answer is 400: the path is ambiguous."
+    );
 }

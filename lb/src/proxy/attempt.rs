@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 
 use super::buffer::Buffer;
-use super::decide::{Forward, Unseen};
+use super::decide::Forward;
 use super::exchange::{Broke, ClientSide, Copied, Done, EndpointSide, Job};
 use super::filters::Filters;
+use super::held::Unseen;
 use super::http::{After, Conn, http_date};
 use super::io::{Stream, send};
 use super::pool::{ConnectError, Upstream};

@@ -4,17 +4,17 @@
 //! the endpoint is written. A request to a Service's own port without policies costs no memory.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
 
 use super::filters::{Fields, Filters, Place, Rewritten};
+use super::held::Held;
 use super::request::{self, Framing, Request};
 use super::site::{Site, Target};
 use crate::backend::Backend;
 use crate::balance::affinity;
-use crate::route::{Head, HttpTable, Rule};
+use crate::route::{Head as _, HttpTable, Rule};
 
 /// A request goes to an endpoint of `backend`.
 pub(crate) struct Forward {
@@ -123,85 +123,11 @@ fn forward(rule: &Arc<Rule>, place: Place, head: &request::Head<'_>, out: &mut V
     if let Some(cookie) = affinity.set_cookie {
         own.push(("set-cookie", cookie));
     }
-    let held = needs_head(rule, &backend).then(|| Box::new(Held::new(head)));
+    let held = needs_head(rule, &backend).then(|| Box::new(Held::of(head)));
     Ok(Forward { request, rule: rule.clone(), share, backend, hash: affinity.hash, own, held })
 }
 
 /// Whether [`crate::balance::enter`] looks at heads.
 fn needs_head(rule: &Rule, backend: &Backend) -> bool {
     !rule.policy.rate_limits.is_empty() || backend.policy.queue.is_some()
-}
-
-/// What policies may look at, kept while a request waits.
-pub(crate) struct Held {
-    method: String,
-    host: String,
-    path: String,
-    query: Option<String>,
-    /// Names in lower case.
-    fields: Vec<(String, String)>,
-    client: IpAddr,
-}
-
-impl Held {
-    fn new(head: &request::Head<'_>) -> Self {
-        let field =
-            |(name, value): (&str, &[u8])| (name.to_ascii_lowercase(), String::from_utf8_lossy(value).into_owned());
-        Self {
-            method: head.method().to_owned(),
-            host: head.host().to_owned(),
-            path: head.path().to_owned(),
-            query: head.query().map(str::to_owned),
-            fields: head.fields().map(field).collect(),
-            client: head.client(),
-        }
-    }
-}
-
-impl Head for Held {
-    fn method(&self) -> &str {
-        &self.method
-    }
-    fn host(&self) -> &str {
-        &self.host
-    }
-    fn path(&self) -> &str {
-        &self.path
-    }
-    fn query(&self) -> Option<&str> {
-        self.query.as_deref()
-    }
-    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
-        let mut values = self.fields.iter().filter(|(known, _)| known == name).map(|(_, value)| &**value);
-        let first = values.next()?;
-        let rest: Vec<&str> = values.collect();
-        Some(if rest.is_empty() { Cow::Borrowed(first) } else { Cow::Owned(format!("{first}, {}", rest.join(", "))) })
-    }
-    fn client(&self) -> IpAddr {
-        self.client
-    }
-}
-
-/// A request at whose head nobody looks.
-pub(crate) struct Unseen(pub IpAddr);
-
-impl Head for Unseen {
-    fn method(&self) -> &str {
-        ""
-    }
-    fn host(&self) -> &str {
-        ""
-    }
-    fn path(&self) -> &str {
-        ""
-    }
-    fn query(&self) -> Option<&str> {
-        None
-    }
-    fn header(&self, _: &str) -> Option<Cow<'_, str>> {
-        None
-    }
-    fn client(&self) -> IpAddr {
-        self.0
-    }
 }

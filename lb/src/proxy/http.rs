@@ -19,9 +19,10 @@ use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 
 use super::buffer::{Buffer, SMALL};
-use super::decide::{Forward, Local, Unseen, decide};
+use super::decide::{Forward, Local, decide};
 use super::drain::{Drain, Phase};
 use super::exchange::Patience;
+use super::held::Unseen;
 use super::io::{Stream, send};
 use super::local::Seen;
 use super::record::Record;

@@ -215,17 +215,8 @@ impl route::Head for Head<'_> {
     }
 
     fn header(&self, name: &str) -> Option<Cow<'_, str>> {
-        let mut values = self.fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
-        let first = String::from_utf8_lossy(values.next()?.value);
-        let Some(second) = values.next() else { return Some(first) };
-        // Cookies are joined as RFC 6265 §5.4 sends them.
-        let separator = if name == "cookie" { "; " } else { ", " };
-        let mut joined = first.into_owned();
-        for field in std::iter::once(second).chain(values) {
-            joined.push_str(separator);
-            joined.push_str(&String::from_utf8_lossy(field.value));
-        }
-        Some(Cow::Owned(joined))
+        let values = self.fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
+        route::joined(name, values.map(|field| String::from_utf8_lossy(field.value)))
     }
 
     fn client(&self) -> IpAddr {

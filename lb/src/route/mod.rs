@@ -5,6 +5,7 @@
 
 mod paths;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -29,10 +30,24 @@ pub(crate) trait Head {
     fn path(&self) -> &str;
     /// Query without `?`.
     fn query(&self) -> Option<&str>;
-    /// Value of a header by its lower-case name; several values are joined by commas.
-    fn header(&self, name: &str) -> Option<std::borrow::Cow<'_, str>>;
+    /// Value of a header by its lower-case name; several are [`joined`].
+    fn header(&self, name: &str) -> Option<Cow<'_, str>>;
     /// The client's address (after PROXY protocol).
     fn client(&self) -> IpAddr;
+}
+
+/// The value of a field (its name in lower case) that may have been sent more than once: joined by commas (RFC 9110 §5.3), cookies as
+/// clients join them (RFC 6265 §5.4).
+pub(crate) fn joined<'a>(name: &str, mut values: impl Iterator<Item = Cow<'a, str>>) -> Option<Cow<'a, str>> {
+    let first = values.next()?;
+    let Some(second) = values.next() else { return Some(first) };
+    let separator = if name == "cookie" { "; " } else { ", " };
+    let mut joined = first.into_owned();
+    for value in std::iter::once(second).chain(values) {
+        joined.push_str(separator);
+        joined.push_str(&value);
+    }
+    Some(Cow::Owned(joined))
 }
 
 /// A rule ready to be used.

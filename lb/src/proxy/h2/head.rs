@@ -291,9 +291,8 @@ impl route::Head for Head {
         if name == "host" {
             return Some(self.authority.as_str().into());
         }
-        let mut values = self.fields.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
-        let first = values.next()?;
-        Some(values.fold(first, |all, next| Cow::Owned(format!("{all},{next}"))))
+        let values = self.fields.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+        crate::route::joined(name, values)
     }
 
     fn client(&self) -> IpAddr {
@@ -326,6 +325,14 @@ mod tests {
         let mut out = Vec::new();
         head.write_http1(&mut out);
         assert_eq!(String::from_utf8_lossy(&out).replace("\r\n", "\n"), expected);
+    }
+
+    #[test]
+    fn repeated_fields_are_joined_and_so_are_the_parts_of_a_cookie_field() {
+        let fields = [("x-a", "1"), ("cookie", "a=1"), ("x-a", "2"), ("cookie", "b=2")];
+        let head = head("GET", "http://a/", &fields, true).expect("a good head");
+        assert_eq!(head.header("x-a").as_deref(), Some("1, 2"));
+        assert_eq!(head.header("cookie").as_deref(), Some("a=1; b=2"), "RFC 9113 §8.2.3");
     }
 
     #[test]
