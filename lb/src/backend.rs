@@ -5,8 +5,8 @@
 //! only the owning thread writes its shard, so no write needs a locked instruction.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -15,6 +15,7 @@ use crate::balance::availability::{self, Availability};
 use crate::balance::choose::Chooser;
 use crate::balance::latency::Latency;
 use crate::balance::outlier::Passive;
+use crate::balance::session::Tags;
 use crate::balance::state::PortState;
 use crate::balance::table::Table;
 use crate::balance::{Choice, Outcome, clock};
@@ -211,6 +212,8 @@ impl EndpointState {
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub service: ServiceKey,
+    /// `metadata.uid` of the Service.
+    pub uid: Arc<str>,
     pub port: u16,
     pub app: AppProtocol,
     pub policy: Arc<ServicePolicy>,
@@ -223,6 +226,7 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 pub(crate) struct Backend {
     pub service: ServiceKey,
+    pub uid: Arc<str>,
     pub port: u16,
     pub app: AppProtocol,
     pub endpoints: Box<[Arc<EndpointState>]>,
@@ -232,6 +236,7 @@ pub(crate) struct Backend {
     pub stats: Arc<ServiceStats>,
     pub table: Table,
     pub availability: Availability,
+    tags: OnceLock<Tags>,
 }
 
 /// Endpoints already tried for a request, by index. Beyond 128 endpoints the mask wraps, which only means that a retry
@@ -252,9 +257,9 @@ impl Tried {
 impl Backend {
     /// `table` must be of the plans of `endpoints`.
     pub fn new(identity: Identity, endpoints: Box<[Arc<EndpointState>]>, table: Table) -> Self {
-        let Identity { service, port, app, policy, state, stats } = identity;
+        let Identity { service, uid, port, app, policy, state, stats } = identity;
         let availability = Availability::new(endpoints.len(), table.groups.len());
-        Self { service, port, app, endpoints, policy, state, stats, table, availability }
+        Self { service, uid, port, app, endpoints, policy, state, stats, table, availability, tags: OnceLock::new() }
     }
 
     /// Without endpoints.
@@ -277,8 +282,20 @@ impl Backend {
         }
         let now_ms = clock::ms(choice.now);
         self.refresh(now_ms);
+        if let Some(index) = choice.pinned.map(|index| index as usize)
+            && !tried.contains(index)
+            && self.availability.is_up(index)
+            && let Some(endpoint) = self.endpoints.get(index)
+        {
+            return Some((index, endpoint));
+        }
         let index = Chooser::new(self, choice, tried, now_ms).choose()?;
         Some((index, self.endpoints.get(index)?))
+    }
+
+    /// Its endpoints as sessions name them.
+    pub fn tags(&self) -> &Tags {
+        self.tags.get_or_init(|| Tags::new(&self.uid, self.port, &self.endpoints))
     }
 
     fn refresh(&self, now_ms: u64) {
@@ -338,6 +355,7 @@ pub(crate) mod tests {
         let states = (0..).zip(plans).map(|(id, plan)| Arc::new(EndpointState::new(id, plan.addr, None, 1)));
         let identity = Identity {
             service: ServiceKey::new("d", "web"),
+            uid: "u".into(),
             port: 80,
             app: AppProtocol::Http,
             policy: Arc::new(policy),

@@ -361,6 +361,7 @@ impl State {
         let old = port.cell.load_full();
         port.cell.store(Arc::new(Backend::empty(Identity {
             service: old.service.clone(),
+            uid: old.uid.clone(),
             port: old.port,
             app: old.app,
             policy: Arc::default(),
@@ -407,6 +408,7 @@ impl State {
         let state: Arc<PortState> = Arc::default();
         let empty = Backend::empty(Identity {
             service: backend.service.clone(),
+            uid: "".into(),
             port: backend.port,
             app: AppProtocol::Http,
             policy: Arc::default(),
@@ -437,6 +439,7 @@ impl State {
         let endpoints = if key.view == View::Outside { &port.external } else { &port.routed };
         let identity = Identity {
             service: plan.key.clone(),
+            uid: plan.uid.as_str().into(),
             port: port.port,
             app: port.app,
             policy: port.policy.clone(),

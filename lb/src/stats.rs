@@ -2,9 +2,16 @@
 //!
 //! A shard has one writer, so counting is a plain load and store; a reader may see a value a moment old, never a torn one.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+mod listeners;
+mod pods;
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+
+pub use listeners::ListenerTotals;
+pub(crate) use listeners::{ListenerStats, PROTOCOLS, Spoken};
+pub use pods::PodTotals;
+pub(crate) use pods::PodUsage;
 
 /// Upper bounds of the request duration histogram in seconds; an unbounded bucket follows. At most a factor of 2.5 apart from
 /// 100 µs to 60 s, so that p50, p90 and p99 can be read off for fast and slow Services alike.
@@ -333,123 +340,6 @@ impl ServiceStats {
     }
 }
 
-/// What clients speak on a listener, by index into [`PROTOCOLS`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Spoken {
-    Http1,
-    Http2,
-    /// Bytes or datagrams.
-    Raw,
-}
-
-/// Label values of `protocol`.
-pub(crate) const PROTOCOLS: [&str; 3] = ["h1", "h2", "raw"];
-
-/// Counters of a listener on one thread.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub(crate) struct ListenerShard {
-    accepted: AtomicU64,
-    closed: AtomicU64,
-    refused: AtomicU64,
-    tls_ok: AtomicU64,
-    tls_failed: AtomicU64,
-    spoken: [AtomicU64; 3],
-    answers: [AtomicU64; 6],
-}
-
-impl ListenerShard {
-    /// A client connected; [`Self::closed`] once it is gone.
-    pub fn accepted(&self) {
-        add(&self.accepted, 1);
-    }
-
-    /// A counted connection is gone.
-    pub fn closed(&self) {
-        add(&self.closed, 1);
-    }
-
-    /// A client was turned away: too many connections.
-    pub fn refused(&self) {
-        add(&self.refused, 1);
-    }
-
-    /// A TLS handshake is over.
-    pub fn handshake(&self, ok: bool) {
-        add(if ok { &self.tls_ok } else { &self.tls_failed }, 1);
-    }
-
-    /// It is known what a connection speaks.
-    pub fn speaks(&self, protocol: Spoken) {
-        add(&self.spoken[protocol as usize], 1);
-    }
-
-    /// A request that no rule matched, or that was refused before, was answered with this status.
-    pub fn answered(&self, code: u16) {
-        add(&self.answers[class(code)], 1);
-    }
-}
-
-/// Counters of a listener.
-#[derive(Debug)]
-pub(crate) struct ListenerStats {
-    shards: Shards<ListenerShard>,
-}
-
-/// Sums of a listener at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ListenerTotals {
-    /// Connections accepted.
-    pub accepted: u64,
-    /// Connections open now.
-    pub active: u64,
-    /// Connections turned away.
-    pub refused: u64,
-    /// TLS handshakes that worked.
-    pub tls_ok: u64,
-    /// TLS handshakes that failed.
-    pub tls_failed: u64,
-    /// Connections by what they speak: HTTP/1, HTTP/2, anything.
-    pub spoken: [u64; 3],
-    /// Requests that belong to no rule, by code class.
-    pub unrouted: [u64; 6],
-}
-
-impl ListenerStats {
-    pub fn new(threads: usize) -> Self {
-        Self { shards: Shards::new(threads) }
-    }
-
-    pub fn shard(&self, thread: usize) -> &ListenerShard {
-        self.shards.get(thread)
-    }
-
-    /// Sums over all threads.
-    pub fn totals(&self) -> ListenerTotals {
-        let mut sum = ListenerTotals::default();
-        let mut closed = 0;
-        for shard in self.shards.iter() {
-            // In this order: what closes meanwhile must not be missing among the accepted.
-            merge(&mut closed, &shard.closed);
-            merge(&mut sum.accepted, &shard.accepted);
-            merge(&mut sum.refused, &shard.refused);
-            merge(&mut sum.tls_ok, &shard.tls_ok);
-            merge(&mut sum.tls_failed, &shard.tls_failed);
-            sum.spoken.iter_mut().zip(&shard.spoken).for_each(|(total, value)| merge(total, value));
-            sum.unrouted.iter_mut().zip(&shard.answers).for_each(|(total, value)| merge(total, value));
-        }
-        sum.active = sum.accepted.saturating_sub(closed);
-        sum
-    }
-}
-
-impl Default for ListenerStats {
-    /// Of a listener that serves nobody.
-    fn default() -> Self {
-        Self::new(1)
-    }
-}
-
 /// How configuration reaches traffic. Written by the one task that publishes.
 #[derive(Debug, Default)]
 pub(crate) struct ConfigStats {
@@ -472,74 +362,6 @@ impl ConfigStats {
         self.publish.add_to(&mut sums.0);
         self.effect.add_to(&mut sums.1);
         sums
-    }
-}
-
-/// Cumulative usage of one Pod, for billing. Survives snapshots and address changes of the Pod.
-#[derive(Debug)]
-pub(crate) struct PodUsage {
-    shards: Shards<PodShard>,
-    /// Unix seconds when an endpoint of the Pod last left its Service; 0 before.
-    pub gone_since: AtomicI64,
-    /// Requests of the Pod's image, once it is known (only when image metrics are on).
-    image: OnceLock<Arc<RequestStats>>,
-}
-
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct PodShard {
-    requests: AtomicU64,
-    bytes_in: AtomicU64,
-    bytes_out: AtomicU64,
-}
-
-/// Sums of a Pod's usage since this process started; only ever grow.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PodTotals {
-    /// Requests (HTTP) and connections (TCP) served.
-    pub requests: u64,
-    /// Payload bytes received for the Pod.
-    pub bytes_in: u64,
-    /// Payload bytes sent by the Pod.
-    pub bytes_out: u64,
-}
-
-impl PodUsage {
-    pub fn new(threads: usize) -> Self {
-        Self { shards: Shards::new(threads), gone_since: AtomicI64::new(0), image: OnceLock::new() }
-    }
-
-    /// The Pod runs this image; the first one said counts, as a Pod's does while it is billed.
-    pub fn set_image(&self, stats: Arc<RequestStats>) {
-        // Known already.
-        let _ = self.image.set(stats);
-    }
-
-    /// Where requests of the Pod's image are counted.
-    pub fn image(&self) -> Option<&RequestStats> {
-        self.image.get().map(|stats| &**stats)
-    }
-
-    pub fn request(&self, thread: usize) {
-        add(&self.shards.get(thread).requests, 1);
-    }
-
-    pub fn received(&self, thread: usize, bytes: u64) {
-        add(&self.shards.get(thread).bytes_in, bytes);
-    }
-
-    pub fn sent(&self, thread: usize, bytes: u64) {
-        add(&self.shards.get(thread).bytes_out, bytes);
-    }
-
-    pub fn totals(&self) -> PodTotals {
-        let mut sum = PodTotals::default();
-        for shard in self.shards.iter() {
-            sum.requests += shard.requests.load(Relaxed);
-            sum.bytes_in += shard.bytes_in.load(Relaxed);
-            sum.bytes_out += shard.bytes_out.load(Relaxed);
-        }
-        sum
     }
 }
 

@@ -10,12 +10,14 @@
 //! | may a request go now | [`rate`] ([`gcra`], [`shared`]), then [`state`] ([`queue`]) |
 //! | may it be sent again | [`may_retry`], [`budget`] |
 //! | what is hashed | [`affinity`] |
+//! | whose session is it | [`session`], by [`token`]s in [`cookies`] or headers |
 
 pub(crate) mod affinity;
 pub(crate) mod availability;
 pub(crate) mod budget;
 pub(crate) mod choose;
 pub(crate) mod clock;
+mod cookies;
 mod gcra;
 pub(crate) mod geo;
 pub(crate) mod hashing;
@@ -24,9 +26,11 @@ mod locality;
 pub(crate) mod outlier;
 mod queue;
 pub(crate) mod rate;
+pub(crate) mod session;
 pub(crate) mod shared;
 pub(crate) mod state;
 pub(crate) mod table;
+mod token;
 mod turns;
 
 use std::net::IpAddr;
@@ -51,6 +55,8 @@ pub(crate) struct Choice {
     pub client: IpAddr,
     /// Hash of what the policy hashes on; `None`: the client's address.
     pub hash: Option<u64>,
+    /// Index of the endpoint that the client's session is with.
+    pub pinned: Option<u32>,
     /// Proxy thread.
     pub thread: usize,
     /// When the request came; read once, for all decisions about it.
@@ -60,7 +66,7 @@ pub(crate) struct Choice {
 impl Choice {
     /// For a connection that has just come, of which only the client is known.
     pub fn of_client(client: IpAddr, thread: usize) -> Self {
-        Self { client, hash: None, thread, now: Instant::now() }
+        Self { client, hash: None, pinned: None, thread, now: Instant::now() }
     }
 }
 

@@ -65,7 +65,7 @@ impl Sim {
     }
 
     fn choice(&self) -> Choice {
-        Choice { client: IpAddr::from([192, 0, 2, 1]), hash: None, thread: 0, now: self.now }
+        Choice { client: IpAddr::from([192, 0, 2, 1]), hash: None, pinned: None, thread: 0, now: self.now }
     }
 
     fn pick(&mut self) -> usize {

@@ -12,10 +12,12 @@ use serde::Serialize;
 
 use crate::access::rule_name;
 use crate::backend::{Backend, EndpointState, Health, Identity, Tried};
+use crate::balance::session::{self, Chosen};
 use crate::balance::state::PortState;
 use crate::balance::{Choice, affinity};
 use crate::hub::{Hub, SiteKey};
 use crate::listeners::desired;
+use crate::policy::SessionCarrier;
 use crate::proxy::held::Held;
 use crate::proxy::site::{SiteMode, TlsMode};
 use crate::route::{HttpTable, Rule, Weighted};
@@ -128,8 +130,11 @@ pub(crate) fn explain(hub: &Hub, request: &Request) -> Explanation {
         (SiteMode::Tls(_), false) => Err("The port speaks TLS: a request without is refused.".to_owned()),
         (SiteMode::Tls(tls), true) => tls_table(tls.sites.iter(), request),
         (SiteMode::Tcp(l4), _) => {
-            out.backends =
-                l4.shares.iter().map(|share| backend_view(&snapshot, share, l4.total_weight, &request.head)).collect();
+            out.backends = l4
+                .shares
+                .iter()
+                .map(|share| backend_view(&snapshot, share, l4.total_weight, &request.head, None))
+                .collect();
             Err(format!("The port passes bytes on, whatever they are, by {}.", rule_name(&l4.id)))
         }
         (SiteMode::Udp(_) | SiteMode::Gone, _) => Err("Nothing is served on the port for TCP.".to_owned()),
@@ -184,8 +189,13 @@ fn http_plan<'s>(snapshot: &'s Snapshot, target: &SiteKey, request: &Request) ->
 
 fn matched(out: &mut Explanation, snapshot: &Snapshot, rule: &Rule, request: &Held) {
     let answered = rule.filters.iter().find(|filter| matches!(filter, Filter::Redirect(_)));
-    out.backends =
-        rule.backends.iter().map(|share| backend_view(snapshot, share, rule.total_weight, request)).collect();
+    let Chosen { share, backend, session } = session::choose(rule, request, false, || 0);
+    let pinned = session.as_ref().and_then(|session| Some((share?, backend?, session.pinned()?)));
+    let views = rule.backends.iter().map(|share| {
+        let pin = pinned.as_ref().map(|(_, backend, index)| (backend, *index));
+        backend_view(snapshot, share, rule.total_weight, request, pin)
+    });
+    out.backends = views.collect();
     let usable = out.backends.iter().filter(|backend| backend.share_percent > 0.0);
     let ready = usable.clone().any(|backend| !backend.endpoints.is_empty());
     out.verdict = match (answered, rule.total_weight, ready) {
@@ -196,7 +206,9 @@ fn matched(out: &mut Explanation, snapshot: &Snapshot, rule: &Rule, request: &He
         }
         (None, _, false) => "No backend has a ready endpoint: the answer is 503.".to_owned(),
         (None, _, true) => {
-            let chosen = usable.flat_map(|backend| &backend.endpoints).find(|endpoint| endpoint.chosen);
+            let kept = pinned.as_ref().and_then(|(share, ..)| out.backends.get(*share));
+            let mut from = kept.into_iter().chain(usable).flat_map(|backend| &backend.endpoints);
+            let chosen = from.find(|endpoint| endpoint.chosen);
             chosen.map_or_else(
                 || "No endpoint can be chosen now.".to_owned(),
                 |endpoint| format!("It would be sent to {}.", endpoint.address),
@@ -209,6 +221,14 @@ fn matched(out: &mut Explanation, snapshot: &Snapshot, rule: &Rule, request: &He
     limit("request timeout", policy.request_timeout.map(|time| format!("{time:?}")));
     limit("response timeout", policy.response_timeout.map(|time| format!("{time:?}")));
     limit("largest body", policy.max_body_bytes.map(|bytes| format!("{bytes} bytes")));
+    let session = policy.session.as_ref();
+    limit(
+        "session by",
+        session.map(|session| match session.carrier {
+            SessionCarrier::Cookie { .. } => format!("cookie {}", session.name),
+            SessionCarrier::Header => format!("header {}", session.name),
+        }),
+    );
     limit("retries", (!policy.sources.is_empty()).then(|| policy.retries.attempts.to_string()));
     for rate in &policy.rate_limits {
         limit("rate limit", Some(format!("{}: {} per {:?}", rate.name, rate.requests, rate.interval)));
@@ -222,14 +242,22 @@ fn matched(out: &mut Explanation, snapshot: &Snapshot, rule: &Rule, request: &He
     });
 }
 
-fn backend_view(snapshot: &Snapshot, share: &Weighted, total_weight: u32, request: &Held) -> BackendView {
+/// `pinned` is what the request's session is with.
+fn backend_view(
+    snapshot: &Snapshot,
+    share: &Weighted,
+    total_weight: u32,
+    request: &Held,
+    pinned: Option<(&Arc<Backend>, u32)>,
+) -> BackendView {
     let share_percent = f64::from(share.weight) * 100.0 / f64::from(total_weight.max(1));
     let Some(backend) = share.cell.as_ref().map(|cell| cell.load_full()) else {
         let algorithm = "none: the reference is not valid".to_owned();
         return BackendView { service: None, share_percent, policies: Vec::new(), algorithm, endpoints: Vec::new() };
     };
     let hash = affinity::of(&backend, request, false, || 0).hash;
-    let choice = Choice { client: request.client, hash, thread: 0, now: Instant::now() };
+    let pinned = pinned.filter(|(pinned, _)| Arc::ptr_eq(pinned, &backend)).map(|(_, index)| index);
+    let choice = Choice { client: request.client, hash, pinned, thread: 0, now: Instant::now() };
     let chosen = preview(&backend, &choice);
     let plan = |endpoint: &EndpointState| {
         let service = snapshot.services.get(&backend.service)?;
@@ -264,6 +292,7 @@ fn preview(backend: &Backend, choice: &Choice) -> Option<usize> {
     state.turn.store(backend.state.turn.load(Relaxed), Relaxed);
     let identity = Identity {
         service: backend.service.clone(),
+        uid: backend.uid.clone(),
         port: backend.port,
         app: backend.app,
         policy: backend.policy.clone(),

@@ -243,6 +243,42 @@ pub struct RequestPolicy {
     pub max_body_bytes: Option<u64>,
     /// Share of requests in the access log, in percent; `None`: the load balancer's setting.
     pub access_log_percent: Option<f64>,
+    /// Clients come back to their endpoint (routes only).
+    pub session: Option<Arc<SessionPolicy>>,
+}
+
+/// How clients come back to their endpoint (`sessionPersistence` of a route's rule).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionPolicy {
+    /// Of the cookie, or of the header (lower case).
+    pub name: Arc<str>,
+    /// What carries the token.
+    pub carrier: SessionCarrier,
+    /// A session ends this long after it began.
+    pub absolute: Option<Duration>,
+    /// A session ends when it was not used for this long.
+    pub idle: Option<Duration>,
+}
+
+impl SessionPolicy {
+    /// Sessions end by time.
+    pub fn is_timed(&self) -> bool {
+        self.absolute.is_some() || self.idle.is_some()
+    }
+}
+
+/// See [`SessionPolicy`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionCarrier {
+    /// A cookie for this path, until the browser is closed or (`permanent`) as long as the session may last.
+    Cookie {
+        /// `Path`
+        path: Arc<str>,
+        /// With `Max-Age`.
+        permanent: bool,
+    },
+    /// A header of requests and responses.
+    Header,
 }
 
 /// Retries.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{
     Algorithm, HashSource, HealthCheck, InFlightLimits, Locality, Outlier, Queue, RateLimit, RequestPolicy, Retries,
-    ServicePolicy, UpstreamTls,
+    ServicePolicy, SessionPolicy, UpstreamTls,
 };
 
 /// About requests. `None`: nothing is said. A time of `Some(None)` is "no limit".
@@ -22,6 +22,8 @@ pub(crate) struct RequestPart {
     pub idle_timeout: Option<Option<Duration>>,
     pub max_body_bytes: Option<u64>,
     pub access_log_percent: Option<f64>,
+    /// Of routes only.
+    pub session: Option<Arc<SessionPolicy>>,
 }
 
 /// About a Service's endpoints.
@@ -134,6 +136,7 @@ pub(crate) fn request_policy(parts: &[&RequestPart]) -> RequestPolicy {
         idle_timeout: first(parts, |part| &part.idle_timeout).unwrap_or(default.idle_timeout),
         max_body_bytes: first(parts, |part| &part.max_body_bytes),
         access_log_percent: first(parts, |part| &part.access_log_percent),
+        session: first(parts, |part| &part.session),
     }
 }
 

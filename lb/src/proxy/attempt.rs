@@ -87,7 +87,13 @@ impl<S: Stream> Conn<'_, S> {
     async fn attempts(&mut self, work: &Forward, record: &Record, permit: Permit) -> After {
         let (request, backend) = (&work.request, &*work.backend);
         let stats = backend.stats.shard(self.worker.index);
-        let choice = Choice { client: self.client.ip, hash: work.hash, thread: self.worker.index, now: record.started };
+        let choice = Choice {
+            client: self.client.ip,
+            hash: work.hash,
+            pinned: record.pinned(),
+            thread: self.worker.index,
+            now: record.started,
+        };
         let copy = self.mirrored(work);
         let bodiless = request.framing == Framing::None;
         let mut tried = Tried::default();
@@ -235,6 +241,7 @@ impl<S: Stream> Conn<'_, S> {
             may
         };
         let again: &dyn Fn(u16) -> bool = &again;
+        let session = record.session_field();
         let job = Job {
             request,
             head: &self.head,
@@ -243,7 +250,9 @@ impl<S: Stream> Conn<'_, S> {
             date: http_date,
             header_timeout,
             stock: &worker.stock,
-            edits: Filters::of_share(rule, &rule.backends[work.share]).response_edits(&work.own),
+            edits: Filters::of_share(rule, &rule.backends[work.share])
+                .response_edits(&work.own)
+                .with_session(session.as_ref()),
             max_body_bytes: rule.policy.max_body_bytes.unwrap_or(u64::MAX),
             again: (!rule.policy.retries.statuses.is_empty()).then_some(again),
             copy: copy.as_ref(),

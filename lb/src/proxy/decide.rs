@@ -14,6 +14,7 @@ use super::request::{self, Framing, Request};
 use super::site::{Site, Target};
 use crate::backend::Backend;
 use crate::balance::affinity;
+use crate::balance::session::{self, Chosen, Session};
 use crate::route::{Head as _, HttpTable, Rule};
 
 /// A request goes to an endpoint of `backend`.
@@ -25,6 +26,8 @@ pub(crate) struct Forward {
     pub backend: Arc<Backend>,
     /// See [`crate::balance::Choice`].
     pub hash: Option<u64>,
+    /// The client's session, if the rule keeps any.
+    pub session: Option<Box<Session>>,
     /// Fields for the response's head.
     pub own: Fields,
     /// The head, when a policy looks at it later.
@@ -95,9 +98,8 @@ fn forward(rule: &Arc<Rule>, place: Place, head: &request::Head<'_>, out: &mut V
     if !rule.filters.is_empty() {
         filtered(Filters::of_rule(rule))?;
     }
-    let share = rule.choose(rand::random);
-    let Some((share, backend)) = share.and_then(|index| Some((index, rule.backends[index].cell.as_ref()?.load_full())))
-    else {
+    let Chosen { share, backend, session } = session::choose(rule, head, place.https, rand::random);
+    let Some((share, backend)) = share.zip(backend) else {
         let text = "500: the route has no valid backend for this request\n";
         return Err(Local::new(head.summary(), StatusCode::INTERNAL_SERVER_ERROR, text));
     };
@@ -124,7 +126,7 @@ fn forward(rule: &Arc<Rule>, place: Place, head: &request::Head<'_>, out: &mut V
         own.push(("set-cookie", cookie));
     }
     let held = needs_head(rule, &backend).then(|| Box::new(Held::of(head)));
-    Ok(Forward { request, rule: rule.clone(), share, backend, hash: affinity.hash, own, held })
+    Ok(Forward { request, rule: rule.clone(), share, backend, hash: affinity.hash, session, own, held })
 }
 
 /// Whether [`crate::balance::enter`] looks at heads.

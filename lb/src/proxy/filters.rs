@@ -95,12 +95,12 @@ impl<'r> Filters<'r> {
     }
 
     pub fn request_edits(self) -> Edits<'r> {
-        Edits { lists: self.lists, response: false, own: &[] }
+        Edits { lists: self.lists, response: false, own: &[], session: None }
     }
 
     /// `own` are fields of ours ([`Filters::response_fields`] and others), which replace an endpoint's.
     pub fn response_edits(self, own: &'r [(&'static str, String)]) -> Edits<'r> {
-        Edits { lists: self.lists, response: true, own }
+        Edits { lists: self.lists, response: true, own, session: None }
     }
 
     /// CORS fields for the response to a request (Fetch standard §3.2.3).
@@ -125,12 +125,18 @@ pub(crate) struct Edits<'r> {
     lists: [&'r [Filter]; 2],
     response: bool,
     own: &'r [(&'static str, String)],
+    session: Option<(&'r str, &'r str)>,
 }
 
 impl<'r> Edits<'r> {
+    /// With the field that tells a client its session, too.
+    pub fn with_session(self, field: Option<&'r (&'r str, String)>) -> Self {
+        Self { session: field.map(|(name, value)| (*name, &**value)), ..self }
+    }
+
     /// Nothing is changed. May be wrong for filters of other kinds, which costs time only.
     pub fn is_empty(self) -> bool {
-        self.own.is_empty() && self.lists.iter().all(|list| list.is_empty())
+        self.own.is_empty() && self.session.is_none() && self.lists.iter().all(|list| list.is_empty())
     }
 
     fn all(self) -> impl DoubleEndedIterator<Item = &'r HeaderEdits> + Clone {
@@ -146,8 +152,9 @@ impl<'r> Edits<'r> {
         if self.is_empty() {
             return false;
         }
-        let ours = |(known, _): &(&str, String)| known.eq_ignore_ascii_case(name) && !is_joined(known);
-        self.own.iter().any(ours) || (!is_protected(name) && self.all().any(|edits| replaces(edits, name)))
+        let ours = |known: &str| known.eq_ignore_ascii_case(name) && !is_joined(known);
+        self.own.iter().map(|(known, _)| *known).chain(self.session.map(|(known, _)| known)).any(ours)
+            || (!is_protected(name) && self.all().any(|edits| replaces(edits, name)))
     }
 
     /// Fields to write after those that passed.
@@ -161,7 +168,7 @@ impl<'r> Edits<'r> {
             edits.set.iter().chain(&edits.add).filter(move |(name, _)| !gone(name))
         });
         let edits = edits.map(|(name, value)| (&**name, &**value)).filter(|(_, value)| is_value(value));
-        edits.chain(self.own.iter().map(|(name, value)| (*name, &**value)))
+        edits.chain(self.own.iter().map(|(name, value)| (*name, &**value))).chain(self.session)
     }
 }
 

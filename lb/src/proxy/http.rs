@@ -183,9 +183,10 @@ impl<S: Stream> Conn<'_, S> {
             self.requests += 1;
             let (after, now) = match next {
                 Next::Forward => {
-                    let Some(work) = &work else { return After::Drop };
+                    let Some(work) = &mut work else { return After::Drop };
                     self.input.consume(work.request.length);
-                    let record = Record::start(self.worker.clone(), work.rule.clone(), work.backend.clone());
+                    let session = work.session.take();
+                    let record = Record::start(self.worker.clone(), work.rule.clone(), work.backend.clone(), session);
                     let after = self.forward(work, &record).await;
                     if record.wants_description() {
                         record.describe(&WrittenHead::parse(&self.head, self.client.ip), self.wire());
@@ -238,7 +239,10 @@ impl<S: Stream> Conn<'_, S> {
                 let observers = &self.worker.observers;
                 let parsed = request::parse(bytes, config, &self.client, routed, |head| {
                     match decide(target, &site, table, head, out) {
-                        Ok(decided) => Ok(*work = Some(decided)),
+                        Ok(decided) => {
+                            *work = Some(decided);
+                            Ok(())
+                        }
                         Err(local) => {
                             let seen = Seen::new(observers, local.rule.as_deref(), local.status, head, wire);
                             Err((local, seen))
@@ -294,7 +298,7 @@ impl<S: Stream> Conn<'_, S> {
         let site = self.target.load();
         let rule = self.target.table(&site)?.single()?;
         let backend = rule.backends.first()?.cell.as_ref()?.load_full();
-        Some(Record::start(self.worker.clone(), rule.clone(), backend))
+        Some(Record::start(self.worker.clone(), rule.clone(), backend, None))
     }
 
     /// Answers a request that is not forwarded, and closes the connection: what follows it cannot be trusted.

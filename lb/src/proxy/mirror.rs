@@ -40,7 +40,7 @@ pub(super) fn send(worker: &Rc<Worker>, mirror: &Mirror, request: &Request, head
         return;
     };
     let copy = Copy::begin(worker.clone());
-    let record = Record::start(worker.clone(), mirror.rule.clone(), backend);
+    let record = Record::start(worker.clone(), mirror.rule.clone(), backend, None);
     let (request, head) = (*request, head.to_vec());
     tokio::task::spawn_local(async move {
         if tokio::time::timeout(MAX_TIME, run(&request, &head, body, &record)).await.is_err() {
@@ -57,6 +57,7 @@ async fn run(request: &Request, head: &[u8], body: Vec<u8>, record: &Record) {
     let choice = Choice {
         client: std::net::Ipv4Addr::UNSPECIFIED.into(),
         hash: Some(rand::random()),
+        pinned: None,
         thread: worker.index,
         now: record.started,
     };

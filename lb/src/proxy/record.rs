@@ -14,6 +14,7 @@ use super::worker::Worker;
 use crate::access::{Decision, Description, Flags, Wire, WrittenHead};
 use crate::backend::{Backend, EndpointState};
 use crate::balance::Outcome;
+use crate::balance::session::Session;
 use crate::route::{Head, Rule};
 use crate::stats::{CODE_CLIENT_GONE, add};
 use crate::trace::{Attempt, Context, context::span_id};
@@ -39,6 +40,7 @@ pub(crate) struct Record {
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
     flags: Cell<Flags>,
+    session: Option<Box<Session>>,
     logged: Decision,
     /// Only when it is told about.
     told: RefCell<Option<Box<Told>>>,
@@ -55,7 +57,8 @@ struct Told {
 }
 
 impl Record {
-    pub fn start(worker: Rc<Worker>, rule: Arc<Rule>, backend: Arc<Backend>) -> Self {
+    /// `session` must be of `backend`.
+    pub fn start(worker: Rc<Worker>, rule: Arc<Rule>, backend: Arc<Backend>, session: Option<Box<Session>>) -> Self {
         let started = Instant::now();
         let access = worker.observers.access.as_ref();
         let logged = access.map_or(Decision::Never, |sink| sink.decide(rule.policy.access_log_percent));
@@ -74,6 +77,7 @@ impl Record {
             bytes_in: Cell::new(0),
             bytes_out: Cell::new(0),
             flags: Cell::default(),
+            session,
             logged,
             told: RefCell::new(told.then(Box::default)),
         }
@@ -87,6 +91,17 @@ impl Record {
         self.attempts.set(self.attempts.get() + 1);
         endpoint.begin(self.worker.index);
         *self.endpoint.borrow_mut() = Some(endpoint.clone());
+    }
+
+    /// See [`crate::balance::Choice`].
+    pub fn pinned(&self) -> Option<u32> {
+        self.session.as_ref()?.pinned()
+    }
+
+    /// The field that tells the client its session with the endpoint that is asked now, if it must be told.
+    pub fn session_field(&self) -> Option<(&str, String)> {
+        let session = self.session.as_ref()?;
+        session.field(&self.backend, self.endpoint.borrow().as_deref()?)
     }
 
     /// The head of the endpoint's response is there: it learns how long that took.

@@ -95,7 +95,8 @@ pub(crate) fn field_name(name: &str) -> Result<Arc<str>, Fault> {
     Ok(lower.into())
 }
 
-fn editable(name: &str) -> Result<Arc<str>, Fault> {
+/// Likewise, if edits may touch it.
+pub(crate) fn editable(name: &str) -> Result<Arc<str>, Fault> {
     let name = field_name(name)?;
     if PROTECTED.contains(&&*name) {
         return Err(invalid(format!("header {name} cannot be changed; URLRewrite.hostname changes the host")));

@@ -188,6 +188,7 @@ fn invalid_rules_are_left_out_and_the_others_served() {
         json!({"filters": [{"type": "ExtensionRef"}]}),
         json!({"timeouts": {"request": "soon"}}),
         json!({"retry": {"codes": [200]}}),
+        json!({"sessionPersistence": {"cookieConfig": {"lifetimeType": "Permanent"}}}),
         json!({"backendRefs": [{"name": "web", "port": 80, "filters": [{"type": "Unknown"}]}]}),
     ];
     for rule in refused {
@@ -290,6 +291,7 @@ fn timeouts_retries_and_policies_make_a_rules_policy() {
             "r",
             OLD,
             &json!({"rules": [{"name": "first", "backendRefs": to("web"),
+            "sessionPersistence": {"sessionName": "sid"},
             "timeouts": {"request": "10s", "backendRequest": "0s"}, "retry": {"codes": [503, 500], "attempts": 4}}]}),
         ),
         policy(
@@ -346,6 +348,7 @@ fn timeouts_retries_and_policies_make_a_rules_policy() {
     assert_eq!(policy.response_timeout, None, "the rule itself says that there is no limit");
     assert_eq!(policy.idle_timeout, Some(seconds(4)));
     assert_eq!((policy.retries.attempts, &policy.retries.statuses[..]), (4, &[500, 503][..]));
+    assert_eq!(policy.session.as_ref().map(|session| &*session.name), Some("sid"));
     assert_eq!(policy.max_body_bytes, Some(6));
     assert_eq!(policy.hedging, Some((std::time::Duration::from_millis(5), 1)));
     assert_eq!(&*policy.rate_limits[0].id, "infra/gateway/0/Gateway/edge/");

@@ -27,6 +27,7 @@ mod policies;
 mod references;
 pub mod routes;
 mod rules;
+mod sessions;
 #[cfg(test)]
 mod status_tests;
 mod statuses;

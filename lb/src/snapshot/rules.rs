@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use scaleup_api::gateway::{
     GRPCRoute, GRPCRouteFilter, GRPCRouteMatch, HTTPRoute, HTTPRouteFilter, HTTPRouteMatch, HTTPRouteRule,
+    SessionPersistence,
 };
 
 use super::filters::{self, field_name};
 use super::objects::{ObjectKey, Objects, RouteKey, RouteKind};
 use super::references::{Fault, WrittenRef, backend, written};
 use super::routes::{BackendRef, FieldMatch, PathMatch, RuleId, RulePlan, ValueMatch, WeightedBackend};
+use super::sessions;
 use crate::policy::Retries;
 use crate::policy::parts::RequestPart;
 
@@ -64,6 +66,17 @@ struct WrittenBackend<'a> {
     filters: Vec<HTTPRouteFilter>,
 }
 
+/// A rule as HTTPRoute and GRPCRoute write it.
+struct Written<'a> {
+    index: usize,
+    name: Option<&'a str>,
+    own: Result<RequestPart, Fault>,
+    session: Option<&'a SessionPersistence>,
+    conditions: Result<Vec<Condition>, Fault>,
+    filters: &'a [HTTPRouteFilter],
+    backends: Vec<WrittenBackend<'a>>,
+}
+
 /// Condition on one request.
 struct Condition {
     path: PathMatch,
@@ -84,14 +97,11 @@ pub(super) fn of_http(objects: &Objects, key: &RouteKey, route: &HTTPRoute) -> R
             weight: backend.weight,
             filters: backend.filters.clone(),
         });
-        if rule.session_persistence.is_some() {
-            out.notes.push(format!(
-                "rule {index}: sessionPersistence is not supported; a TrafficPolicy of the Service can hash on a cookie"
-            ));
-        }
         let own = own_part(rule);
-        let (name, backends) = (rule.name.as_deref(), backends.collect());
-        out.add(objects, key, index, name, own, conditions, &rule.filters, backends);
+        let (name, session) = (rule.name.as_deref(), rule.session_persistence.as_ref());
+        let written =
+            Written { index, name, own, session, conditions, filters: &rule.filters, backends: backends.collect() };
+        out.add(objects, key, written);
     }
     out
 }
@@ -106,14 +116,12 @@ pub(super) fn of_grpc(objects: &Objects, key: &RouteKey, route: &GRPCRoute) -> R
             weight: backend.weight,
             filters: backend.filters.iter().map(http_filter).collect(),
         });
-        if rule.session_persistence.is_some() {
-            out.notes.push(format!(
-                "rule {index}: sessionPersistence is not supported; a TrafficPolicy of the Service can hash on a header"
-            ));
-        }
         let filters: Vec<HTTPRouteFilter> = rule.filters.iter().map(http_filter).collect();
-        let (name, backends) = (rule.name.as_deref(), backends.collect());
-        out.add(objects, key, index, name, Ok(RequestPart::default()), conditions, &filters, backends);
+        let (name, session, own) =
+            (rule.name.as_deref(), rule.session_persistence.as_ref(), Ok(RequestPart::default()));
+        let written =
+            Written { index, name, own, session, conditions, filters: &filters, backends: backends.collect() };
+        out.add(objects, key, written);
     }
     out
 }
@@ -129,41 +137,26 @@ fn http_filter(filter: &GRPCRouteFilter) -> HTTPRouteFilter {
 }
 
 impl Rules {
-    #[allow(clippy::too_many_arguments, reason = "the parts of a rule")]
-    fn add(
-        &mut self,
-        objects: &Objects,
-        key: &RouteKey,
-        index: usize,
-        name: Option<&str>,
-        own: Result<RequestPart, Fault>,
-        conditions: Result<Vec<Condition>, Fault>,
-        filters: &[HTTPRouteFilter],
-        backends: Vec<WrittenBackend<'_>>,
-    ) {
-        if let Err(fault) = self.try_add(objects, key, index, name, own, conditions, filters, backends) {
+    fn add(&mut self, objects: &Objects, key: &RouteKey, written: Written<'_>) {
+        let index = written.index;
+        if let Err(fault) = self.try_add(objects, key, written) {
             self.dropped.push((index, fault));
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the parts of a rule")]
-    fn try_add(
-        &mut self,
-        objects: &Objects,
-        key: &RouteKey,
-        index: usize,
-        name: Option<&str>,
-        own: Result<RequestPart, Fault>,
-        conditions: Result<Vec<Condition>, Fault>,
-        filters: &[HTTPRouteFilter],
-        written: Vec<WrittenBackend<'_>>,
-    ) -> Result<(), Fault> {
-        let (own, conditions) = (own?, conditions?);
+    fn try_add(&mut self, objects: &Objects, key: &RouteKey, written: Written<'_>) -> Result<(), Fault> {
+        let Written { index, name, own, session, conditions, filters, backends } = written;
+        let (mut own, conditions) = (own?, conditions?);
+        if let Some(session) = session {
+            let rule = name.map_or_else(|| index.to_string(), str::to_owned);
+            let paths = conditions.iter().map(|condition| &condition.path);
+            own.session = Some(sessions::policy(session, key, &rule, paths)?);
+        }
         let prefix = conditions.iter().all(|condition| matches!(condition.path, PathMatch::Prefix(_)));
         let filters = self.filters(objects, key, filters, prefix)?;
         let mut shares = Vec::new();
         let mut named = Vec::new();
-        for share in written {
+        for share in backends {
             let backend = self.resolve(objects, key.kind, &key.key.namespace, share.reference);
             let weight = u32::try_from(share.weight.unwrap_or(1).clamp(0, MAX_WEIGHT)).unwrap_or(0);
             named.extend(backend.clone());

@@ -24,6 +24,7 @@ mod proxied;
 mod routed;
 mod scripted;
 mod seen;
+mod session;
 mod smuggling;
 mod support;
 mod tcp;

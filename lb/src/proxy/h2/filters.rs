@@ -37,10 +37,11 @@ pub(super) fn request(filters: Filters<'_>, head: &mut Head, rule: &Rule) {
     edit(filters.request_edits(), &mut head.fields);
 }
 
-/// Changes a response on its way; `own` are fields of ours.
-pub(super) fn response(filters: Filters<'_>, own: &Fields, fields: &mut HeaderMap) {
-    if !filters.is_empty() || !own.is_empty() {
-        edit(filters.response_edits(own), fields);
+/// Changes a response on its way; `own` are fields of ours, `session` tells the client its session.
+pub(super) fn response(filters: Filters<'_>, own: &Fields, session: Option<&(&str, String)>, fields: &mut HeaderMap) {
+    let edits = filters.response_edits(own).with_session(session);
+    if !edits.is_empty() {
+        edit(edits, fields);
     }
 }
 
@@ -122,7 +123,7 @@ mod tests {
     fn responses_are_edited() {
         let rule = rule(vec![Filter::ResponseHeaders(edits())]);
         let mut fields = HeaderMap::from_iter([(HeaderName::from_static("x-gone"), HeaderValue::from_static("1"))]);
-        response(Filters::of_rule(&rule), &vec![("access-control-allow-origin", "*".to_owned())], &mut fields);
+        response(Filters::of_rule(&rule), &vec![("access-control-allow-origin", "*".to_owned())], None, &mut fields);
         assert!(!fields.contains_key("x-gone"));
         assert_eq!(
             (fields["x-set"].as_bytes(), fields["access-control-allow-origin"].as_bytes()),

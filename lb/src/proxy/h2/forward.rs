@@ -22,6 +22,7 @@ use super::meter::Meter;
 use super::{Broke, filters, http1, http2, response};
 use crate::access::{Flags, Wire};
 use crate::backend::{Backend, EndpointState, Tried};
+use crate::balance::session::{self, Chosen};
 use crate::balance::{self, Choice, Outcome, Permit, Refusal, affinity, may_retry};
 use crate::proxy::attempt::{self, checkout, connector_id};
 use crate::proxy::filters::{Fields, Filters, Place};
@@ -144,7 +145,8 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
         return refuse(None, stream, &head, StatusCode::NOT_FOUND, "no route matches this request");
     };
     let place = Place { https: context.target.is_tls(), port };
-    let share = rule.choose(rand::random).and_then(|index| rule.backends.get(index));
+    let Chosen { share, backend, session } = session::choose(&rule, &head, place.https, rand::random);
+    let share = share.and_then(|index| rule.backends.get(index));
     let all = share.map_or(Filters::of_rule(&rule), |share| Filters::of_share(&rule, share));
     if !all.is_empty()
         && let Some(answer) = filters::answer(all, &head, &rule, place)
@@ -154,7 +156,7 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
     let Some(share) = share else {
         return refuse(Some(&rule), stream, &head, StatusCode::INTERNAL_SERVER_ERROR, "the route has no backend");
     };
-    let Some(cell) = &share.cell else {
+    let Some(backend) = backend else {
         return refuse(
             Some(&rule),
             stream,
@@ -163,7 +165,7 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
             "the route's backend does not exist",
         );
     };
-    let record = Record::start(context.worker.clone(), rule.clone(), cell.load_full());
+    let record = Record::start(context.worker.clone(), rule.clone(), backend, session);
     admit(context, stream, &mut head, &record, (share, all, place)).await;
     if record.wants_description() {
         record.describe(&head, context.wire());
@@ -202,8 +204,13 @@ async fn admit(
         }
     };
     let affinity = affinity::of(&record.backend, head, place.https, rand::random);
-    let choice =
-        Choice { client: context.peer, hash: affinity.hash, thread: context.worker.index, now: record.started };
+    let choice = Choice {
+        client: context.peer,
+        hash: affinity.hash,
+        pinned: record.pinned(),
+        thread: context.worker.index,
+        now: record.started,
+    };
     let mut own_fields = if all.is_empty() { Fields::new() } else { all.response_fields(head) };
     own_fields.extend(affinity.set_cookie.map(|cookie| ("set-cookie", cookie)));
     head.claim(&context.client, place.https);
@@ -493,7 +500,8 @@ impl Reply<'_> {
 
     /// Begins the response; with `end` it is over.
     pub fn head(&mut self, job: &Job<'_>, mut head: Response<()>, end: bool) -> Result<SendStream<Bytes>, Broke> {
-        filters::response(job.filters, job.own_fields, head.headers_mut());
+        let session = job.record.session_field();
+        filters::response(job.filters, job.own_fields, session.as_ref(), head.headers_mut());
         response::finish(head.headers_mut());
         self.answered.set(true);
         job.record.answered(head.status());
