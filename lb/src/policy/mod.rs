@@ -201,11 +201,22 @@ pub struct QueueClass {
     pub path_prefix: Option<Arc<str>>,
 }
 
+/// A name in a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AltName {
+    /// A host name, perhaps `*.` and a domain: any name one label below it, or the wildcard itself.
+    Hostname(Arc<str>),
+    /// A URI, byte for byte.
+    Uri(Arc<str>),
+}
+
 /// TLS to endpoints.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct UpstreamTls {
-    /// Expected in the certificate, and sent as SNI.
+    /// Sent as SNI, and expected in the certificate unless there are `alt_names`.
     pub hostname: Arc<str>,
+    /// Names of which the certificate must have one.
+    pub alt_names: Arc<[AltName]>,
     /// PEM; `None`: the system's roots. Empty: nobody is trusted, since what was asked for is not there; connections must fail.
     pub ca_pem: Option<Vec<u8>>,
     /// Client certificate.

@@ -4,6 +4,7 @@
 //! This module starts the threads and hands them sockets. It does not know Services: a socket comes with the
 //! [`site::Site`] to serve.
 
+mod alt_names;
 mod attempt;
 mod buffer;
 mod chunked;

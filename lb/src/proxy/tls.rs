@@ -20,6 +20,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, S
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::alt_names::AnyOf;
 use super::io::{Link, Shared};
 use crate::policy::UpstreamTls;
 use crate::snapshot::routes::CertificatePlan;
@@ -227,8 +228,12 @@ pub(crate) fn client_config(policy: &UpstreamTls, alpn: &[&[u8]]) -> Option<Arc<
     let builder = ClientConfig::builder_with_provider(provider().clone()).with_safe_default_protocol_versions().ok()?;
     let builder = if policy.insecure {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate))
-    } else {
+    } else if policy.alt_names.is_empty() {
         builder.with_root_certificates(roots(policy.ca_pem.as_deref())?)
+    } else {
+        let (names, roots) = (policy.alt_names.clone(), roots(policy.ca_pem.as_deref())?);
+        let verifier = AnyOf { names, roots, provider: provider().clone() };
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
     };
     let mut config = match &policy.client {
         None => builder.with_no_client_auth(),
@@ -357,11 +362,10 @@ mod tests {
     fn connectors_are_kept_per_policy() {
         let policy = |name: &str, insecure| {
             Arc::new(UpstreamTls {
-                http_only: false,
                 hostname: name.into(),
                 ca_pem: Some(plan(&["ca"]).chain_pem.clone()),
-                client: None,
                 insecure,
+                ..UpstreamTls::default()
             })
         };
         let connectors = Connectors::default();

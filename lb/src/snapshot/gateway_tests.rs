@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::certificates::tests::secret;
 use super::testing::{compiler, describe};
 use super::{PlanConfig, Snapshot};
+use crate::policy::AltName;
 
 /// A class, a Gateway `infra/edge` and Services `shop/web` and `shop/api`.
 fn world(listeners: &Value) -> Vec<Value> {
@@ -382,6 +383,18 @@ fn endpoints_speak_tls_where_policies_or_the_service_say_so() {
         (&*told.hostname, told.insecure, told.ca_pem.map(|pem| pem.len())),
         ("in.example", false, Some(pem.len() + 1))
     );
+    let with_names = |names: Value| {
+        let mut policy = policy.clone();
+        policy["spec"]["validation"]["subjectAltNames"] = names;
+        tls(&[&service, &bundle(&pem), &policy])[0].clone().expect("TLS")
+    };
+    let named = with_names(
+        json!([{"type": "Hostname", "hostname": "*.In.example"}, {"type": "URI", "uri": "spiffe://c/ns/s/sa/a"}]),
+    );
+    let expected = [AltName::Hostname("*.in.example".into()), AltName::Uri("spiffe://c/ns/s/sa/a".into())];
+    assert_eq!((&*named.hostname, &*named.alt_names), ("in.example", &expected[..]));
+    let refused = with_names(json!([{"type": "Hostname", "hostname": "a b"}]));
+    assert_eq!((refused.alt_names.len(), refused.ca_pem), (0, Some(vec![])), "nobody is trusted");
     for broken in [vec![&service, &policy], vec![&service, &policy, &bundle("garbage")]] {
         let broken = tls(&broken)[0].clone().expect("TLS");
         assert_eq!((broken.ca_pem, broken.insecure), (Some(vec![]), false), "nobody is trusted");

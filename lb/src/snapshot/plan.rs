@@ -210,7 +210,7 @@ fn own_policy(key: &ServiceKey, port: &ServicePort, spec: &ServiceSpec, context:
     let https = || {
         // Nobody says whom to trust: as the API server's Service proxy, any certificate is accepted.
         let hostname = format!("{}.{}.svc", key.name, key.namespace).into();
-        Arc::new(UpstreamTls { hostname, ca_pem: None, client: None, insecure: true, http_only: true })
+        Arc::new(UpstreamTls { hostname, insecure: true, http_only: true, ..UpstreamTls::default() })
     };
     ServicePolicy {
         client_ip_affinity: client_ip_affinity(spec),

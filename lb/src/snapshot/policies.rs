@@ -4,18 +4,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use scaleup_api::gateway::{BackendTLSPolicy, GROUP};
+use scaleup_api::gateway::{BackendTLSPolicy, GROUP, SubjectAltName};
 use scaleup_api::traffic::{TargetRef, TrafficPolicy};
 
 use super::certificates::is_bundle;
 use super::objects::{ObjectKey, Objects, created};
 use super::references::Fault;
-use crate::policy::UpstreamTls;
 use crate::policy::convert::{Parsed, parse};
 use crate::policy::parts::{RequestPart, ServicePart};
+use crate::policy::{AltName, UpstreamTls};
 
 /// Targets of a policy that are read (the API's limit).
 pub(crate) const MAX_TARGETS: usize = 16;
+/// Names that a BackendTLSPolicy lists (the API's limit), and the longest, in bytes.
+const MAX_ALT_NAMES: usize = 5;
+const MAX_ALT_NAME_BYTES: usize = 253;
 
 /// Kinds that policies may target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -295,10 +298,8 @@ fn upstream_tls(
 ) -> (UpstreamTls, Option<Fault>) {
     let mut plan = UpstreamTls {
         hostname: tls.hostname.as_str().into(),
-        ca_pem: None,
-        client: None,
         insecure: tls.insecure_skip_verify,
-        http_only: false,
+        ..UpstreamTls::default()
     };
     let mut fault = None;
     if let Some(name) = &tls.ca_config_map {
@@ -333,14 +334,34 @@ fn bundle(objects: &Objects, namespace: &str, name: &str) -> Result<Vec<u8>, Str
     }
 }
 
+/// A name that a certificate may have.
+fn alt_name(name: &SubjectAltName) -> Result<AltName, String> {
+    let refused = |what: &str, value: &Option<String>| {
+        let value = value.as_deref().unwrap_or_default();
+        format!("validation.subjectAltNames: {value:?} is not a {what}")
+    };
+    match name.r#type.as_str() {
+        "Hostname" => {
+            let host = name.hostname.as_deref().unwrap_or_default().to_ascii_lowercase();
+            let plain = host.strip_prefix("*.").unwrap_or(&host);
+            let valid = scaleup_api::names::dns1123_subdomain(plain).is_ok();
+            valid.then(|| AltName::Hostname(host.as_str().into())).ok_or_else(|| refused("host name", &name.hostname))
+        }
+        "URI" => {
+            let uri = name.uri.as_deref().filter(|uri| !uri.is_empty() && uri.len() <= MAX_ALT_NAME_BYTES);
+            uri.map(|uri| AltName::Uri(uri.into())).ok_or_else(|| refused("URI", &name.uri))
+        }
+        other => Err(format!("validation.subjectAltNames: type {other:?} is not supported")),
+    }
+}
+
 fn backend_tls(objects: &Objects, key: &ObjectKey, policy: &BackendTLSPolicy) -> (UpstreamTls, Option<Fault>) {
     let validation = &policy.spec.validation;
     let mut plan = UpstreamTls {
         hostname: validation.hostname.to_ascii_lowercase().into(),
         ca_pem: nobody(),
-        client: None,
-        insecure: false,
         http_only: true,
+        ..UpstreamTls::default()
     };
     let invalid = |message: String| Some(Fault::new("Invalid", message));
     if scaleup_api::names::dns1123_subdomain(&plan.hostname).is_err() {
@@ -348,9 +369,9 @@ fn backend_tls(objects: &Objects, key: &ObjectKey, policy: &BackendTLSPolicy) ->
         plan.hostname = "invalid".into();
         return (plan, invalid(message));
     }
-    // The first name counts; the proxy checks the certificate against one.
-    if !validation.subject_alt_names.is_empty() {
-        return (plan, invalid("validation.subjectAltNames is not supported: use validation.hostname".to_owned()));
+    match validation.subject_alt_names.iter().take(MAX_ALT_NAMES).map(alt_name).collect() {
+        Ok(names) => plan.alt_names = names,
+        Err(message) => return (plan, invalid(message)),
     }
     match (validation.well_known_ca_certificates.as_deref(), &validation.ca_certificate_refs[..]) {
         (Some("System"), []) => plan.ca_pem = None,

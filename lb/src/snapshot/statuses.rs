@@ -31,6 +31,7 @@ use crate::listeners::Report;
 /// What is claimed of the Gateway API, by the names of its conformance suite, sorted.
 pub const SUPPORTED_FEATURES: &[&str] = &[
     "BackendTLSPolicy",
+    "BackendTLSPolicySANValidation",
     "GRPCRoute",
     "GRPCRouteNamedRouteRule",
     "Gateway",

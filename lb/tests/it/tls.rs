@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use scaleup_lb::policy::{ServicePolicy, UpstreamTls};
+use scaleup_lb::policy::{AltName, ServicePolicy, UpstreamTls};
 use scaleup_lb::snapshot::routes::{
     CertificatePlan, Filter, HostPattern, L4Plan, Mode, RedirectPlan, RuleId, TlsAction, TlsSite,
 };
@@ -243,11 +243,11 @@ async fn endpoints_are_reached_over_tls_and_must_be_who_they_say() {
     let (endpoint, strict) = (tls_endpoint(&cert, None).await, tls_endpoint(&cert, Some(&client)).await);
     let tls = |hostname: &str, ca: &Arc<CertificatePlan>, with: Option<&Arc<CertificatePlan>>, insecure: bool| {
         let upstream_tls = UpstreamTls {
-            http_only: false,
             hostname: hostname.into(),
             ca_pem: Some(ca.chain_pem.clone()),
             client: with.cloned(),
             insecure,
+            ..UpstreamTls::default()
         };
         ServicePolicy { upstream_tls: Some(Arc::new(upstream_tls)), ..ServicePolicy::default() }
     };
@@ -266,6 +266,18 @@ async fn endpoints_are_reached_over_tls_and_must_be_who_they_say() {
         let answer = lab.get(path).await;
         assert_eq!(answer.status, status, "{path} {answer:?}");
     }
+    // With a list of names, the one that is asked for does not count.
+    let listed = |names: &[&str]| {
+        let names = names.iter().map(|name| AltName::Hostname((*name).into())).collect();
+        let ServicePolicy { upstream_tls: Some(tls), .. } = tls("asked.example", &cert, None, false) else { panic!() };
+        let tls = UpstreamTls { alt_names: names, ..(*tls).clone() };
+        ServicePolicy { upstream_tls: Some(Arc::new(tls)), ..ServicePolicy::default() }
+    };
+    lab.publish(&setup(listed(&["other.example", "inner.example"])));
+    assert_eq!(lab.get("/good").await.status, 200);
+    lab.publish(&setup(listed(&["asked.example"])));
+    assert_eq!(lab.get("/good").await.status, 502);
+    lab.publish(&setup(tls("inner.example", &cert, None, false)));
     // Connections are pooled; those of another policy are not used.
     let before = endpoint.connections();
     for _ in 0..20 {
