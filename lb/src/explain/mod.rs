@@ -351,7 +351,7 @@ fn path_matches(pattern: &PathMatch, path: &str) -> Option<bool> {
             let prefix = prefix.trim_end_matches('/');
             path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         }
-        PathMatch::Regex(pattern) => crate::route::whole(pattern)?.is_match(path),
+        PathMatch::Regex(pattern) | PathMatch::AnyService(pattern) => crate::route::whole(pattern)?.is_match(path),
     })
 }
 

@@ -55,15 +55,14 @@ pub(super) fn missed(plan: Option<&HttpPlan>, request: &Held) -> (String, Vec<Ne
 
 /// Bytes that a pattern and a path have in common in front.
 fn common(pattern: &PathMatch, path: &str) -> usize {
-    let (PathMatch::Exact(text) | PathMatch::Prefix(text) | PathMatch::Regex(text)) = pattern;
-    text.bytes().zip(path.bytes()).take_while(|(a, b)| a == b).count()
+    pattern.text().bytes().zip(path.bytes()).take_while(|(a, b)| a == b).count()
 }
 
 pub(super) fn path_text(pattern: &PathMatch) -> String {
     match pattern {
         PathMatch::Exact(path) => format!("is {path}"),
         PathMatch::Prefix(path) => format!("begins with {path}"),
-        PathMatch::Regex(pattern) => format!("matches {pattern}"),
+        PathMatch::Regex(pattern) | PathMatch::AnyService(pattern) => format!("matches {pattern}"),
     }
 }
 

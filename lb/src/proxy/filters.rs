@@ -209,7 +209,7 @@ fn rewrite_path<'r>(rewrite: &'r PathRewrite, path: &str, matched: &PathMatch) -
     let rest = match matched {
         PathMatch::Prefix(prefix) => path.get(prefix.trim_end_matches('/').len()..).unwrap_or_default(),
         // Nothing of the path is left beside what matched.
-        PathMatch::Exact(_) | PathMatch::Regex(_) => "",
+        PathMatch::Exact(_) | PathMatch::Regex(_) | PathMatch::AnyService(_) => "",
     };
     if rest.is_empty() {
         return slashed(replacement);

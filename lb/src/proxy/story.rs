@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 use crate::access::{self, Description, Ending, Flags};
 use crate::observe::Observers;
 use crate::route::Rule;
-use crate::snapshot::routes::PathMatch;
 use crate::trace::{Attempt, Context, Trace, context};
 
 /// See the module.
@@ -62,9 +61,7 @@ impl Story<'_> {
                 context,
                 request: self.request,
                 rule: self.rule.map(|rule| access::rule_name(&rule.id)),
-                route: self.rule.map(|rule| match &rule.path {
-                    PathMatch::Exact(path) | PathMatch::Prefix(path) | PathMatch::Regex(path) => path.to_string(),
-                }),
+                route: self.rule.map(|rule| rule.path.text().to_string()),
                 start: end.checked_sub(self.duration).unwrap_or(end),
                 end,
                 status: self.status,

@@ -492,6 +492,32 @@ mod tests {
     }
 
     #[test]
+    fn a_grpc_service_goes_before_a_method_of_any_and_that_before_everything() {
+        let any_service = |method: &str| PathMatch::AnyService(format!("/[^/]+/{method}").into());
+        let t = table(vec![(
+            "",
+            "",
+            vec![
+                rule("all", prefix("/")),
+                rule("get", any_service("G.*")),
+                rule("get-everything", any_service("GetEverything")),
+                rule("cart", prefix("/Cart")),
+                rule("cart-get", exact("/Cart/Get")),
+            ],
+        )]);
+        for (path, expected) in [
+            ("/Cart/Get", "cart-get"),
+            ("/Cart/GetEverything", "cart"),
+            ("/Shop/GetEverything", "get-everything"),
+            ("/Shop/Get", "get"),
+            ("/Shop/Put", "all"),
+            ("/a/b/Get", "all"),
+        ] {
+            check(&t, Request("POST", "h", path, &[]), Some(expected));
+        }
+    }
+
+    #[test]
     fn conditions_narrow_a_path_and_the_more_of_them_the_earlier() {
         let mut by_method = rule("post", prefix("/a"));
         by_method.method = Some("POST".into());

@@ -11,6 +11,7 @@ use crate::snapshot::routes::PathMatch;
 pub(super) struct Paths {
     exact: HashMap<Box<str>, Vec<Arc<Rule>>>,
     regex: Vec<(regex::Regex, Arc<Rule>)>,
+    any_service: Vec<(regex::Regex, Arc<Rule>)>,
     /// By prefix without trailing slash; the root's is empty.
     prefix: HashMap<Box<str>, Vec<Arc<Rule>>>,
 }
@@ -30,15 +31,19 @@ impl Paths {
                         paths.regex.push((regex, rule));
                     }
                 }
+                PathMatch::AnyService(pattern) => {
+                    if let Some(regex) = whole(pattern) {
+                        paths.any_service.push((regex, rule));
+                    }
+                }
             }
         }
         for rules in paths.exact.values_mut().chain(paths.prefix.values_mut()) {
             rules.sort_by_key(|rule| std::cmp::Reverse(rule.specificity()));
         }
-        paths.regex.sort_by_key(|(_, rule)| {
-            let length = if let PathMatch::Regex(pattern) = &rule.path { pattern.len() } else { 0 };
-            std::cmp::Reverse((length, rule.specificity()))
-        });
+        for rules in [&mut paths.regex, &mut paths.any_service] {
+            rules.sort_by_key(|(_, rule)| std::cmp::Reverse((rule.path.text().len(), rule.specificity())));
+        }
         paths
     }
 
@@ -50,12 +55,21 @@ impl Paths {
         {
             return rules.get(at);
         }
-        if let Some((_, rule)) = self.regex.iter().find(|(regex, rule)| regex.is_match(path) && rule.accepts(head)) {
+        let matching = |rules: &'t [(regex::Regex, Arc<Rule>)]| {
+            let mut matching = rules.iter().filter(|(regex, rule)| regex.is_match(path) && rule.accepts(head));
+            matching.next().map(|(_, rule)| rule)
+        };
+        if let Some(rule) = matching(&self.regex) {
             return Some(rule);
         }
         // The whole path, then one element less each time; the root is empty.
         let mut prefix = path.strip_suffix('/').unwrap_or(path);
         loop {
+            if prefix.is_empty()
+                && let Some(rule) = matching(&self.any_service)
+            {
+                return Some(rule);
+            }
             if let Some(rules) = self.prefix.get(prefix)
                 && let Some(at) = accepted(rules)
             {

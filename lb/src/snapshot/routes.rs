@@ -216,8 +216,8 @@ pub struct RulePlan {
     pub policy: Arc<RequestPolicy>,
 }
 
-/// How a path is matched. Precedence: exact, regular expression, longest prefix; then method, number of headers, number of query
-/// parameters, then order.
+/// How a path is matched. Precedence: exact, regular expression, longest prefix but the root, method of any gRPC service, root; then
+/// method, number of headers, number of query parameters, then order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathMatch {
     /// The whole path.
@@ -226,6 +226,17 @@ pub enum PathMatch {
     Prefix(Arc<str>),
     /// The whole path (RE2 syntax, bounded size).
     Regex(Arc<str>),
+    /// Likewise, for a method of any gRPC service: whoever names a service goes before (GRPCRoute, `rules.matches`).
+    AnyService(Arc<str>),
+}
+
+impl PathMatch {
+    /// The path or expression.
+    pub fn text(&self) -> &Arc<str> {
+        match self {
+            Self::Exact(text) | Self::Prefix(text) | Self::Regex(text) | Self::AnyService(text) => text,
+        }
+    }
 }
 
 /// A header or query parameter to match.

@@ -328,12 +328,15 @@ fn grpc_condition(wanted: Option<&GRPCRouteMatch>) -> Result<Condition, Fault> {
             PathMatch::Exact(format!("/{}/{}", segment(service)?, segment(call)?).into())
         }
         ("Exact", Some(service), None) => PathMatch::Prefix(format!("/{}", segment(service)?).into()),
-        ("Exact", None, Some(call)) => PathMatch::Regex(regex(&format!("/[^/]+/{}", regex::escape(segment(call)?)))?),
+        ("Exact", None, Some(call)) => {
+            PathMatch::AnyService(regex(&format!("/[^/]+/{}", regex::escape(segment(call)?)))?)
+        }
         ("RegularExpression", service, call) => {
             let part = |text: Option<&str>| -> Result<String, Fault> {
                 Ok(text.map(regex).transpose()?.map_or_else(|| "[^/]+".to_owned(), |text| format!("(?:{text})")))
             };
-            PathMatch::Regex(regex(&format!("/{}/{}", part(service)?, part(call)?))?)
+            let pattern = regex(&format!("/{}/{}", part(service)?, part(call)?))?;
+            if service.is_some() { PathMatch::Regex(pattern) } else { PathMatch::AnyService(pattern) }
         }
         (other, ..) => return Err(unsupported(format!("method match type {other:?} is not supported"))),
     };

@@ -61,7 +61,7 @@ fn default_name(route: &RouteKey, rule: &str) -> String {
 fn cookie_path<'a>(mut paths: impl Iterator<Item = &'a PathMatch>) -> Arc<str> {
     let plain = |path: &'a PathMatch| match path {
         PathMatch::Exact(path) | PathMatch::Prefix(path) => Some(path),
-        PathMatch::Regex(_) => None,
+        PathMatch::Regex(_) | PathMatch::AnyService(_) => None,
     };
     let first = paths.next().and_then(plain);
     let same = first.filter(|first| paths.all(|path| plain(path) == Some(*first)));

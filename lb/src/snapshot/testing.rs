@@ -91,7 +91,7 @@ fn describe_http(place: &str, plan: &HttpPlan, lines: &mut Vec<String>) {
                 let path = match &rule.path {
                     PathMatch::Exact(path) => format!("={path}"),
                     PathMatch::Prefix(path) => path.to_string(),
-                    PathMatch::Regex(path) => format!("~{path}"),
+                    PathMatch::Regex(path) | PathMatch::AnyService(path) => format!("~{path}"),
                 };
                 let mut conditions = String::new();
                 conditions.extend(rule.method.iter().map(|method| format!(" {method}")));
