@@ -193,7 +193,7 @@ data!(
         path: Option<String>,
         /// `Host` of `HTTP` and `GRPC`.
         host: Option<String>,
-        /// Another port than the endpoint's.
+        /// Another port than the endpoint's, asked without TLS.
         port: Option<i32>,
         /// Service name of `GRPC`; empty asks for the whole server.
         grpc_service: Option<String>,

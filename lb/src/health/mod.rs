@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, EndpointState};
 use crate::hub::Hub;
-use crate::policy::{HealthCheck, Probe};
+use crate::policy::HealthCheck;
 use crate::snapshot::{AppProtocol, ServiceKey};
-use probe::Ask;
+use probe::{Ask, Asked};
 use schedule::{Schedule, Streak};
 
 /// Checks under way at a time.
@@ -103,9 +103,9 @@ impl Checker {
             }
         }
         self.targets.retain(|key, target| {
-            let keep = wanted
-                .get(key)
-                .is_some_and(|(backend, _, check)| target.check == **check && *target.ask == ask(backend, check));
+            let keep = wanted.get(key).is_some_and(|(backend, _, check)| {
+                target.check == **check && *target.ask.asked() == asked(backend, check)
+            });
             if !keep {
                 self.schedule.remove(key);
                 if target.streak.is_failing() {
@@ -114,6 +114,8 @@ impl Checker {
             }
             keep
         });
+        // Endpoints of a backend follow each other, and are asked the same.
+        let mut last: Option<Arc<Ask>> = None;
         for (key, (backend, endpoint, check)) in wanted {
             if self.targets.contains_key(&key) {
                 continue;
@@ -122,10 +124,13 @@ impl Checker {
             let mut addr = endpoint.addr;
             addr.set_port(check.port.unwrap_or(addr.port()));
             self.schedule.first(key.clone(), check.interval, now);
+            let asked = asked(backend, check);
+            let ask = last.take().filter(|last| *last.asked() == asked).unwrap_or_else(|| Arc::new(Ask::new(asked)));
+            last = Some(ask.clone());
             let target = Target {
                 endpoint: endpoint.clone(),
                 check: check.clone(),
-                ask: Arc::new(ask(backend, check)),
+                ask,
                 addr,
                 streak: Streak::default(),
                 generation: self.generation,
@@ -150,13 +155,13 @@ impl Checker {
     }
 }
 
-/// What is asked. Behind TLS to endpoints only whether a connection can be made: a check of its own `port` can ask more.
-fn ask(backend: &Backend, check: &HealthCheck) -> Ask {
+/// What is asked, and how: as users' requests go, unless the check has a port of its own, which is asked in clear text.
+fn asked(backend: &Backend, check: &HealthCheck) -> Asked {
     let own_port = check.port.is_some();
-    let behind_tls = backend.policy.upstream_tls.is_some() && !own_port;
-    Ask {
-        probe: if behind_tls { Probe::Tcp } else { check.probe.clone() },
+    Asked {
+        probe: check.probe.clone(),
         http2: backend.app == AppProtocol::H2c && !own_port,
         proxy: backend.policy.send_proxy.filter(|_| !own_port),
+        tls: backend.policy.upstream_tls.clone().filter(|_| !own_port),
     }
 }

@@ -32,7 +32,7 @@ pub(crate) mod site;
 mod sni;
 mod story;
 mod tcp;
-mod tls;
+pub(crate) mod tls;
 mod tunnel;
 mod udp;
 mod worker;
