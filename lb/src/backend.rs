@@ -46,7 +46,7 @@ pub enum Health {
     Failing,
 }
 
-/// What is known about one address, across snapshots.
+/// What is known about one address as an endpoint of one Service port, across snapshots.
 #[derive(Debug)]
 pub(crate) struct EndpointState {
     /// Unique in this process; key of the upstream pools.
@@ -55,7 +55,7 @@ pub(crate) struct EndpointState {
     /// UID and cumulative usage of the Pod behind the address, when there is one.
     pub pod: Option<(Arc<str>, Arc<PodUsage>)>,
     shards: Shards<EndpointShard>,
-    /// Set when no Service has this endpoint any more: pooled connections are closed instead of kept.
+    /// Set when the Service has this endpoint no more: pooled connections are closed instead of kept.
     removed: AtomicBool,
     /// Milliseconds on the process clock until which the endpoint is avoided; 0: healthy.
     suspect_until_ms: AtomicU64,

@@ -116,7 +116,7 @@ struct State {
     node: NodePlan,
     geo: Arc<Geo>,
     shared: Arc<Shared>,
-    endpoints: HashMap<(SocketAddr, Option<Arc<str>>), Interned>,
+    endpoints: HashMap<EndpointKey, Interned>,
     services: BTreeMap<ServiceKey, Arc<ServiceStats>>,
     usage: BTreeMap<Arc<str>, Arc<PodUsage>>,
     next_endpoint_id: u64,
@@ -128,6 +128,24 @@ struct State {
 struct Port {
     cell: Arc<BackendCell>,
     state: Arc<PortState>,
+}
+
+/// An address as one Service port uses it, for its own traffic and for that of routes. Others that list the address know nothing of it:
+/// what one of them finds wrong, or checks, is judged by its own policy.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct EndpointKey {
+    service: ServiceKey,
+    port: u16,
+    protocol: Protocol,
+    addr: SocketAddr,
+    pod: Option<Arc<str>>,
+}
+
+impl EndpointKey {
+    fn new(port: &PortKey, addr: SocketAddr, pod: Option<&Arc<str>>) -> Self {
+        let PortKey { service, port, protocol, view: _ } = port;
+        Self { service: service.clone(), port: *port, protocol: *protocol, addr, pod: pod.cloned() }
+    }
 }
 
 /// An endpoint's state and how many backends hold it.
@@ -295,7 +313,7 @@ impl Hub {
         self.state.lock().services.iter().map(|(key, stats)| (key.clone(), stats.totals())).collect()
     }
 
-    /// Endpoints known and what they are doing: address and requests in flight.
+    /// Endpoints known and what they are doing: address, once for each Service port that lists it, and requests in flight.
     pub fn endpoints(&self) -> Vec<(SocketAddr, u64)> {
         self.state.lock().endpoints.values().map(|e| (e.state.addr, e.state.in_flight())).collect()
     }
@@ -368,7 +386,7 @@ impl State {
             state: old.state.clone(),
             stats: old.stats.clone(),
         })));
-        self.release(&old);
+        self.release(key, &old);
     }
 
     /// Takes over which Service ports routes send to from now on.
@@ -385,8 +403,9 @@ impl State {
     /// before still has to find an endpoint.
     fn drop_routed(&mut self, before: &BTreeSet<BackendRef>, snapshot: &Snapshot) {
         for backend in before.difference(&snapshot.routed) {
-            if let Some(port) = self.ports.remove(&PortKey::routed(backend)) {
-                self.release(&port.cell.load());
+            let key = PortKey::routed(backend);
+            if let Some(port) = self.ports.remove(&key) {
+                self.release(&key, &port.cell.load());
             }
         }
     }
@@ -426,7 +445,7 @@ impl State {
         match self.ports.get(key) {
             Some(known) => {
                 let old = known.cell.swap(Arc::new(backend));
-                self.release(&old);
+                self.release(key, &old);
             }
             None => {
                 let state = backend.state.clone();
@@ -447,7 +466,7 @@ impl State {
             stats: self.service_stats(&plan.key, threads),
         };
         let table = Table::new(endpoints, &port.policy, &self.node, &self.geo);
-        Backend::new(identity, endpoints.iter().map(|endpoint| self.acquire(endpoint, threads)).collect(), table)
+        Backend::new(identity, endpoints.iter().map(|endpoint| self.acquire(key, endpoint, threads)).collect(), table)
     }
 
     /// Whether the own node is somewhere else than before.
@@ -533,7 +552,7 @@ impl State {
         self.limiters.retain(|_, limiter| Arc::strong_count(limiter) > 1);
     }
 
-    fn acquire(&mut self, plan: &EndpointPlan, threads: usize) -> Arc<EndpointState> {
+    fn acquire(&mut self, port: &PortKey, plan: &EndpointPlan, threads: usize) -> Arc<EndpointState> {
         let pod = plan.pod_uid.as_ref().map(|uid| {
             let usage = self.usage.entry(uid.clone()).or_insert_with(|| Arc::new(PodUsage::new(threads)));
             usage.gone_since.store(0, Relaxed);
@@ -543,17 +562,18 @@ impl State {
             (uid.clone(), usage.clone())
         });
         let id = &mut self.next_endpoint_id;
-        let interned = self.endpoints.entry((plan.addr, plan.pod_uid.clone())).or_insert_with(|| {
-            *id += 1;
-            Interned { state: Arc::new(EndpointState::new(*id, plan.addr, pod, threads)), users: 0 }
-        });
+        let interned =
+            self.endpoints.entry(EndpointKey::new(port, plan.addr, plan.pod_uid.as_ref())).or_insert_with(|| {
+                *id += 1;
+                Interned { state: Arc::new(EndpointState::new(*id, plan.addr, pod, threads)), users: 0 }
+            });
         interned.users += 1;
         interned.state.clone()
     }
 
-    fn release(&mut self, backend: &Backend) {
+    fn release(&mut self, port: &PortKey, backend: &Backend) {
         for endpoint in &backend.endpoints {
-            let key = (endpoint.addr, endpoint.pod.as_ref().map(|(uid, _)| uid.clone()));
+            let key = EndpointKey::new(port, endpoint.addr, endpoint.pod.as_ref().map(|(uid, _)| uid));
             let Some(interned) = self.endpoints.get_mut(&key) else { continue };
             interned.users -= 1;
             if interned.users == 0 {
@@ -645,19 +665,51 @@ mod tests {
     }
 
     #[test]
-    fn states_outlive_snapshots_and_end_with_their_last_service() {
+    fn states_outlive_snapshots_and_end_with_their_service() {
         let hub = Hub::new(1);
         hub.publish(snapshot(&[("a", &[(1, "p1"), (2, "p2")]), ("b", &[(1, "p1")])]));
         let (a, b) = (cell(&hub, "a"), cell(&hub, "b"));
         let backend = a.load_full();
-        let (first, second) = (&backend.endpoints[0], &backend.endpoints[1]);
-        assert!(Arc::ptr_eq(first, &b.load().endpoints[0]), "one address has one state");
-        hub.publish(snapshot(&[("a", &[(3, "p3")]), ("b", &[(1, "p1")])]));
+        let (first, second, of_b) = (&backend.endpoints[0], &backend.endpoints[1], b.load().endpoints[0].clone());
+        hub.publish(snapshot(&[("a", &[(1, "p1")]), ("b", &[(1, "p1")])]));
         assert!(!first.is_removed() && second.is_removed());
+        assert!(Arc::ptr_eq(first, &a.load().endpoints[0]) && Arc::ptr_eq(&of_b, &b.load().endpoints[0]));
         hub.publish(snapshot(&[("a", &[(3, "p3")])]));
-        assert!(first.is_removed());
+        assert!(first.is_removed() && of_b.is_removed());
         assert!(b.load().endpoints.is_empty(), "connections of a Service that is gone find nobody");
         assert!(Arc::ptr_eq(&a, &cell(&hub, "a")));
+    }
+
+    #[test]
+    fn what_one_service_finds_wrong_with_an_address_is_nothing_to_another() {
+        use crate::backend::Health;
+        use crate::balance::Outcome;
+        use crate::policy::{Outlier, ServicePolicy};
+        let hub = Hub::new(1);
+        let mut all = snapshot(&[("a", &[(1, "p1")]), ("b", &[(1, "p1")])]);
+        let routed = BackendRef { service: ServiceKey::new("d", "a"), port: 80, protocol: Protocol::Tcp };
+        all.routed = Arc::new(BTreeSet::from([routed.clone()]));
+        hub.publish(all);
+        let own = cell(&hub, "a").load().endpoints[0].clone();
+        let other = cell(&hub, "b").load().endpoints[0].clone();
+        let of_routes = hub.cell(&PortKey::routed(&routed)).expect("a cell").load().endpoints[0].clone();
+        let outlier = Outlier {
+            consecutive_errors: 1,
+            failure_percent: None,
+            minimum_requests: 1,
+            interval: std::time::Duration::from_secs(10),
+            base_ejection: std::time::Duration::from_secs(60),
+            max_ejection: std::time::Duration::from_secs(60),
+            max_ejected_percent: 100,
+            panic_percent: 0,
+        };
+        let policy = ServicePolicy { outlier: Some(outlier), ..ServicePolicy::default() };
+        own.report(&policy, Outcome::Status(500, std::time::Duration::ZERO), 0);
+        assert_eq!((own.health(), other.health()), (Health::Ejected, Health::Healthy));
+        other.set_check_failing(true, Instant::now());
+        assert_eq!((own.health(), other.health()), (Health::Ejected, Health::Failing));
+        assert!(Arc::ptr_eq(&own, &of_routes), "the Service's own traffic and routes learn from each other");
+        assert!(Arc::ptr_eq(&own.pod.as_ref().expect("a Pod").1, &other.pod.as_ref().expect("a Pod").1), "one bill");
     }
 
     #[test]

@@ -195,7 +195,7 @@ impl Lb {
         self.hub.totals()
     }
 
-    /// Endpoints behind the proxied Services and the requests each is serving now.
+    /// Endpoints of Service ports (an address for each that lists it) and the requests each is serving now.
     pub fn endpoints(&self) -> Vec<(SocketAddr, u64)> {
         self.hub.endpoints()
     }

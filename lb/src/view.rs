@@ -1,5 +1,8 @@
 //! What people and billing look at, as JSON: counters per Service and route, usage per Pod, explanations. Read-only.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -73,13 +76,16 @@ impl Lb {
             let from = backends.partition_point(|(port, _)| *port < first);
             let own = backends[from..].iter().take_while(|(port, _)| port.service == key);
             let mut endpoints: Vec<_> = own.flat_map(|(_, backend)| &backend.endpoints).collect();
-            endpoints.sort_by_key(|endpoint| endpoint.id);
+            endpoints.sort_by_key(|endpoint| (endpoint.addr, endpoint.id));
             endpoints.dedup_by_key(|endpoint| endpoint.id);
+            // Several ports of a Service may lead to one address.
+            let addresses = |all: &mut dyn Iterator<Item = SocketAddr>| all.collect::<BTreeSet<_>>().len();
+            let ejected = endpoints.iter().filter(|endpoint| endpoint.health() != Health::Healthy);
             services.push(serde_json::to_value(ServiceRow {
                 namespace: &key.namespace,
                 name: &key.name,
-                endpoints: endpoints.len(),
-                ejected: endpoints.iter().filter(|endpoint| endpoint.health() != Health::Healthy).count(),
+                endpoints: addresses(&mut endpoints.iter().map(|endpoint| endpoint.addr)),
+                ejected: addresses(&mut ejected.map(|endpoint| endpoint.addr)),
                 in_flight: endpoints.iter().map(|endpoint| endpoint.in_flight()).fold(0, u64::wrapping_add),
                 totals: &totals,
             })?);

@@ -1,8 +1,8 @@
 //! Which endpoints of a backend may be used now: a bit per endpoint and a count per group, worked out again when an endpoint's health
 //! changed or an ejection ended, and read by every choice in between for the price of three loads.
 //!
-//! Endpoints belong to several backends, whose policies differ. So an endpoint only knows what happened to it; whether a backend honours
-//! an ejection is decided here: the oldest first, up to the policy's share. Failing checks and suspicion are always honoured, unless so
+//! Endpoints belong to several backends (of a Service port's own traffic and of routes), which may have different ones. So an endpoint only
+//! knows what happened to it; whether a backend honours an ejection is decided here: the oldest first, up to the policy's share. Failing checks and suspicion are always honoured, unless so
 //! few endpoints remain that panicking is in order: then health is ignored.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
