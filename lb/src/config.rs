@@ -1,10 +1,34 @@
 //! Configuration of the load balancer role: plain data, parsed by the platform, never read from the environment here.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::observe::ObserveConfig;
+
+/// A text that may hold a password: never shown by `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hidden(String);
+
+impl Hidden {
+    /// The text itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Hidden {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
 
 /// Everything the role needs to know before it starts.
 #[derive(Clone, Debug)]
@@ -41,7 +65,7 @@ pub struct Config {
     /// changes.
     pub geo_database: Option<PathBuf>,
     /// Redis that shared rate limits are counted in, `redis://[user:password@]host[:port][/database]` (`rediss` for TLS).
-    pub redis_url: Option<String>,
+    pub redis_url: Option<Hidden>,
     /// Limits and timeouts of the proxy.
     pub proxy: ProxyConfig,
     /// Access log, tracing and metrics by image.
@@ -139,5 +163,18 @@ impl Default for ProxyConfig {
             trust_forwarded_headers: false,
             drain_timeout: Duration::from_secs(30),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let url = "redis://user:secret@cache.example/1".to_owned();
+        let config = Config { redis_url: Some(url.clone().into()), ..Config::new("n") };
+        assert!(!format!("{config:?} {config:#?}").contains("secret"));
+        assert_eq!(config.redis_url.as_ref().map(Hidden::reveal), Some(&*url));
     }
 }

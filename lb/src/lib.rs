@@ -46,7 +46,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use backend::Health;
-pub use config::{Config, ProxyConfig};
+pub use config::{Config, Hidden, ProxyConfig};
 use hub::Hub;
 use listeners::Report;
 use listeners::manager::Manager;

@@ -157,7 +157,7 @@ pub fn lb(args: &LbArgs, node: &str, node_ip: IpAddr, service_cidr: &str) -> sca
         enable_nftables: !args.no_nftables,
         observe: observe(args),
         geo_database: args.lb_geo_database.clone(),
-        redis_url: args.lb_redis_url.clone(),
+        redis_url: args.lb_redis_url.clone().map(Into::into),
         ..scaleup_lb::Config::new(node)
     }
 }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock;
 use super::gcra::Rate;
+use crate::config::Hidden;
 
 /// Longest wait for Redis on behalf of a request.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(5);
@@ -100,7 +101,7 @@ impl Shared {
 }
 
 /// Connects to Redis, again and again until it is there; the connection then heals itself.
-pub(crate) async fn run(shared: Arc<Shared>, url: String, shutdown: CancellationToken) {
+pub(crate) async fn run(shared: Arc<Shared>, url: Hidden, shutdown: CancellationToken) {
     let mut pause = RETRY_MIN;
     let config = ConnectionManagerConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
@@ -109,7 +110,7 @@ pub(crate) async fn run(shared: Arc<Shared>, url: String, shutdown: Cancellation
         .set_max_delay(RETRY_MAX);
     loop {
         let connect = async {
-            let client = redis::Client::open(url.as_str())?;
+            let client = redis::Client::open(url.reveal())?;
             let manager = ConnectionManager::new_with_config(client, config.clone()).await?;
             // Requests have only milliseconds: the script is there before they come.
             GCRA.prepare_invoke().load_async(&mut manager.clone()).await?;

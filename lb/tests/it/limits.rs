@@ -118,7 +118,7 @@ async fn two_load_balancers_share_a_bucket_and_count_alone_when_redis_is_away() 
     let mut labs = Vec::new();
     for _ in 0..2 {
         let url = redis.url.clone();
-        labs.push(Lab::start("http", &addrs, |config| config.redis_url = Some(url)).await);
+        labs.push(Lab::start("http", &addrs, |config| config.redis_url = Some(url.into())).await);
     }
     let publish = |id: &str| {
         for lab in &labs {
