@@ -40,6 +40,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("proxy", |quick| Box::pin(proxy::l7::all(quick))),
     ("proxy-edge", |quick| Box::pin(proxy::edge::all(quick))),
     ("proxy-tcp", |quick| Box::pin(proxy::l4::all(quick))),
+    ("proxy-sni", |quick| Box::pin(proxy::l4::names(quick))),
     ("proxy-change", |quick| Box::pin(proxy::change::all(quick))),
 ];
 

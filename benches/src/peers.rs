@@ -31,7 +31,8 @@ impl Drop for Peer {
 }
 
 impl Peer {
-    async fn start(command: &mut Command, port: u16, dir: tempfile::TempDir) -> Result<Self> {
+    /// Starts it and waits until it listens on the port.
+    pub async fn start(command: &mut Command, port: u16, dir: tempfile::TempDir) -> Result<Self> {
         let log = std::fs::File::create(dir.path().join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command
@@ -78,11 +79,17 @@ impl Peer {
 
     /// nginx that answers every request with `body` (a file, as nginx takes no long texts in its configuration).
     pub async fn nginx_backend(body: &[u8]) -> Result<Self> {
+        Self::nginx_backends(body, body).await
+    }
+
+    /// Likewise, with another body for paths that end with `/big`.
+    pub async fn nginx_backends(body: &[u8], big: &[u8]) -> Result<Self> {
         let (dir, port) = (peer_dir()?, free_port()?);
         std::fs::write(dir.path().join("body"), body)?;
+        std::fs::write(dir.path().join("big"), big)?;
         let server = format!(
-            "open_file_cache max=10; sendfile on; server {{ listen 0.0.0.0:{port} reuseport; location / {{ root {}; \
-             rewrite ^ /body break; }} }}",
+            "open_file_cache max=10; sendfile on; server {{ listen 0.0.0.0:{port} reuseport; root {}; \
+             location / {{ rewrite ^ /body break; }} location ~ /big$ {{ rewrite ^ /big break; }} }}",
             dir.path().display()
         );
         Self::nginx(dir, port, &format!("http {{ {HTTP} {server} }}")).await
@@ -99,14 +106,16 @@ impl Peer {
         Self::nginx(dir, port, &format!("http {{ {HTTP} {server} }}")).await
     }
 
-    /// nginx as [`Self::nginx_proxy`] that terminates TLS, for HTTP/1.1 and HTTP/2, with so many locations `/rN/`.
-    pub async fn nginx_edge(upstreams: &[String], routes: usize, chain: &str, key: &str) -> Result<Self> {
-        let (dir, port) = (certificate_dir(chain, key)?, free_port()?);
+    /// nginx as [`Self::nginx_proxy`] with so many locations `/rN/`, in clear text at `clear` and with TLS, for HTTP/1.1 and HTTP/2, at
+    /// its port.
+    pub async fn nginx_edge(upstreams: &[String], routes: usize, clear: u16, pair: (&str, &str)) -> Result<Self> {
+        let (dir, port) = (certificate_dir(pair)?, free_port()?);
         let servers: String = upstreams.iter().map(|u| format!("server {u};")).collect();
         let locations: String = (0..routes).map(|i| format!("location /r{i}/ {{ proxy_pass http://b; }} ")).collect();
         let server = format!(
-            "upstream b {{ {servers} keepalive 256; keepalive_requests 1000000; }} server {{ listen 127.0.0.1:{port} ssl http2 reuseport; \
-             ssl_certificate DIR/cert.pem; ssl_certificate_key DIR/key.pem; {FORWARDED} proxy_set_header X-Forwarded-Proto https; {locations} }}"
+            "upstream b {{ {servers} keepalive 256; keepalive_requests 1000000; }} server {{ \
+             listen 127.0.0.1:{clear} reuseport; listen 127.0.0.1:{port} ssl http2 reuseport; \
+             ssl_certificate DIR/cert.pem; ssl_certificate_key DIR/key.pem; {FORWARDED} proxy_set_header X-Forwarded-Proto $scheme; {locations} }}"
         );
         Self::nginx(dir, port, &format!("http {{ {HTTP} {server} }}")).await
     }
@@ -117,6 +126,18 @@ impl Peer {
         let servers: String = upstreams.iter().map(|u| format!("server {u};")).collect();
         let stream = format!(
             "stream {{ tcp_nodelay on; upstream b {{ {servers} }} server {{ listen 127.0.0.1:{port} reuseport; proxy_pass b; }} }}"
+        );
+        Self::nginx(dir, port, &stream).await
+    }
+
+    /// Likewise, to a backend that the server name of the client's TLS chooses, one of so many: `NAME` with its number in place of `*`.
+    pub async fn nginx_names(upstreams: &[String], names: usize, name: &str) -> Result<Self> {
+        let (dir, port) = (peer_dir()?, free_port()?);
+        let servers: String = upstreams.iter().map(|u| format!("server {u};")).collect();
+        let map: String = (0..names).map(|i| format!("{} b; ", name.replace('*', &i.to_string()))).collect();
+        let stream = format!(
+            "stream {{ tcp_nodelay on; map_hash_max_size 65536; map_hash_bucket_size 128; map $ssl_preread_server_name $to {{ {map} }} \
+             upstream b {{ {servers} }} server {{ listen 127.0.0.1:{port} reuseport; ssl_preread on; proxy_pass $to; }} }}"
         );
         Self::nginx(dir, port, &stream).await
     }
@@ -144,15 +165,15 @@ impl Peer {
         Self::haproxy_with(dir, port, HAPROXY_HTTP, &front, upstreams).await
     }
 
-    /// Likewise, terminating TLS for HTTP/1.1 and HTTP/2, with so many paths `/rN/` in a map.
-    pub async fn haproxy_edge(upstreams: &[String], routes: usize, chain: &str, key: &str) -> Result<Self> {
-        let (dir, port) = (certificate_dir(chain, key)?, free_port()?);
+    /// Likewise, with so many paths `/rN/` in a map, as [`Self::nginx_edge`].
+    pub async fn haproxy_edge(upstreams: &[String], routes: usize, clear: u16, pair: (&str, &str)) -> Result<Self> {
+        let (dir, port) = (certificate_dir(pair)?, free_port()?);
         let map: String = (0..routes).map(|i| format!("/r{i}/ b\n")).collect();
         std::fs::write(dir.path().join("routes.map"), map)?;
         let path = dir.path().display();
         let front = format!(
-            "  bind 127.0.0.1:{port} ssl crt {path}/both.pem alpn h2,http/1.1\n  http-request set-header X-Forwarded-Proto https\n  \
-             http-request set-header X-Forwarded-Host %[req.hdr(host)]\n  use_backend %[path,map_beg({path}/routes.map)]\n"
+            "  bind 127.0.0.1:{clear}\n  bind 127.0.0.1:{port} ssl crt {path}/both.pem alpn h2,http/1.1\n  \
+             http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]\n  http-request set-header X-Forwarded-Host %[req.hdr(host)]\n  use_backend %[path,map_beg({path}/routes.map)]\n"
         );
         Self::haproxy_with(dir, port, HAPROXY_HTTP, &front, upstreams).await
     }
@@ -161,6 +182,19 @@ impl Peer {
     pub async fn haproxy_tcp(upstreams: &[String]) -> Result<Self> {
         let (dir, port) = (peer_dir()?, free_port()?);
         let front = format!("  bind 127.0.0.1:{port}\n  default_backend b\n");
+        Self::haproxy_with(dir, port, "  mode tcp\n", &front, upstreams).await
+    }
+
+    /// Likewise by the server name of the client's TLS, as [`Self::nginx_names`].
+    pub async fn haproxy_names(upstreams: &[String], names: usize, name: &str) -> Result<Self> {
+        let (dir, port) = (peer_dir()?, free_port()?);
+        let map: String = (0..names).map(|i| format!("{} b\n", name.replace('*', &i.to_string()))).collect();
+        std::fs::write(dir.path().join("names.map"), map)?;
+        let front = format!(
+            "  bind 127.0.0.1:{port}\n  tcp-request inspect-delay 5s\n  tcp-request content accept if {{ req_ssl_hello_type 1 }}\n  \
+             use_backend %[req.ssl_sni,map({}/names.map)]\n",
+            dir.path().display()
+        );
         Self::haproxy_with(dir, port, "  mode tcp\n", &front, upstreams).await
     }
 
@@ -196,7 +230,7 @@ const FORWARDED: &str = "proxy_http_version 1.1; proxy_set_header Connection \"\
                          proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Host $host; proxy_buffers 8 16k;";
 
 /// A directory with a certificate, its key, and both in one file.
-fn certificate_dir(chain: &str, key: &str) -> Result<tempfile::TempDir> {
+fn certificate_dir((chain, key): (&str, &str)) -> Result<tempfile::TempDir> {
     let dir = peer_dir()?;
     for (name, text) in [("cert.pem", chain), ("key.pem", key), ("both.pem", &format!("{chain}{key}"))] {
         std::fs::write(dir.path().join(name), text)?;
@@ -204,7 +238,8 @@ fn certificate_dir(chain: &str, key: &str) -> Result<tempfile::TempDir> {
     Ok(dir)
 }
 
-fn peer_dir() -> Result<tempfile::TempDir> {
+/// A directory that a peer's workers may read, too.
+pub fn peer_dir() -> Result<tempfile::TempDir> {
     let dir = tempfile::Builder::new().prefix("scaleup-bench-").tempdir()?;
     // nginx's workers are another user.
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;

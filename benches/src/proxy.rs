@@ -1,16 +1,20 @@
 //! The load balancer beside nginx and HAProxy: same backends, same client, same run.
 //!
 //! All three have one worker per core, keep connections to the backends open, set the same headers and write no access
-//! log. [`l7`] is HTTP/1.1 with wrk, [`edge`] TLS, HTTP/2 and many routes with h2load, [`l4`] plain TCP, [`change`] how fast a change of endpoints takes effect.
+//! log. [`l7`] is HTTP/1.1 with wrk, [`edge`] TLS, HTTP/2 and many routes with h2load, [`l4`] TCP, plain and by server name, [`change`] how
+//! fast a change of endpoints takes effect.
 
 pub mod change;
 pub mod edge;
+mod fleet;
 pub mod l4;
 pub mod l7;
 
+use std::ops::Range;
+
 use anyhow::Result;
-use scaleup_tests::cluster::Cluster;
 use scaleup_tests::eventually;
+use scaleup_tests::http::Api;
 use serde_json::{Value, json};
 
 /// This machine's own address: backends may not be on loopback, as endpoints must not.
@@ -33,8 +37,8 @@ fn slice(service: &str, number: usize, port_name: &str, address: &str, port: u16
 
 /// A Service without selector over the backends; its port once it accepts connections. Ports named `http` are proxied
 /// as HTTP, others as TCP.
-async fn publish(cluster: &Cluster, name: &str, port_name: &str, backends: &[u16]) -> Result<u16> {
-    let (api, address) = (cluster.api()?, own_address()?);
+async fn publish(api: &Api, name: &str, port_name: &str, backends: &[u16]) -> Result<u16> {
+    let address = own_address()?;
     let port = scaleup_tests::cluster::free_port()?;
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
         "spec": {"type": "LoadBalancer", "ports": [{"name": port_name, "port": port, "targetPort": 80}]}});
@@ -47,4 +51,34 @@ async fn publish(cluster: &Cluster, name: &str, port_name: &str, backends: &[u16
     })
     .await?;
     Ok(port)
+}
+
+/// Path of the Gateway API's objects.
+const GATEWAYS: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/default/gateways";
+/// Routes that are created at a time.
+const WRITERS: usize = 16;
+
+/// Writes one object for each number, as `object` says, under `path`.
+async fn write_all(api: &Api, path: &str, numbers: Range<usize>, object: impl Fn(usize) -> Value + Copy) -> Result<()> {
+    let write = |first: usize| {
+        let numbers = numbers.clone().skip(first).step_by(WRITERS);
+        async move {
+            for number in numbers {
+                api.post(path, &object(number)).await?.ok()?;
+            }
+            anyhow::Ok(())
+        }
+    };
+    futures::future::try_join_all((0..WRITERS).map(write)).await.map(|_| ())
+}
+
+/// Share of upstream requests that found an open connection, in percent, from a page of metrics.
+fn reuse(metrics: &str) -> f64 {
+    let sum = |what: &str| -> f64 {
+        let name = format!("lb_upstream_connections_{what}_total");
+        let lines = metrics.lines().filter(|l| l.starts_with(&name));
+        lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    };
+    let (reused, opened) = (sum("reused"), sum("opened"));
+    100.0 * reused / (reused + opened).max(1.0)
 }

@@ -24,14 +24,14 @@ struct Measured {
 pub async fn all(quick: bool) -> Result<()> {
     let (seconds, rounds) = if quick { (1, 1) } else { (4, ROUNDS) };
     let cluster = Cluster::start(Options::default()).await?;
-    let pid = cluster.pid().context("pid")?;
+    let (api, pid) = (cluster.api()?, cluster.pid().context("pid")?);
     for (name, body_bytes) in [("h1-1k", 1024), ("h1-64k", 65_536)] {
         let body = vec![b'x'; body_bytes];
         let backends = [Peer::nginx_backend(&body).await?, Peer::nginx_backend(&body).await?];
         let address = own_address()?;
         let upstreams: Vec<String> = backends.iter().map(|b| format!("{address}:{}", b.port)).collect();
         let (nginx, haproxy) = (Peer::nginx_proxy(&upstreams).await?, Peer::haproxy(&upstreams).await?);
-        let port = publish(&cluster, name, "http", &backends.iter().map(|b| b.port).collect::<Vec<_>>()).await?;
+        let port = publish(&api, name, "http", &backends.iter().map(|b| b.port).collect::<Vec<_>>()).await?;
         let mut best: [Option<Measured>; 3] = [None, None, None];
         for _ in 0..rounds {
             let targets = [(port, vec![pid]), (nginx.port, nginx.pids()?), (haproxy.port, haproxy.pids()?)];
@@ -50,18 +50,8 @@ pub async fn all(quick: bool) -> Result<()> {
             figure::against(&format!("proxy_{name}_p99"), ours.p99_ms, "ms", peer, theirs.p99_ms);
         }
     }
-    let (reused, opened) = (counter(&cluster, "reused").await?, counter(&cluster, "opened").await?);
-    figure::print("proxy_h1_connection_reuse", 100.0 * reused / (reused + opened).max(1.0), "%");
+    figure::print("proxy_h1_connection_reuse", super::reuse(&api.get("/metrics").await?.text), "%");
     Ok(())
-}
-
-/// Sum of `lb_upstream_connections_{what}_total` over all Services.
-async fn counter(cluster: &Cluster, what: &str) -> Result<f64> {
-    let text = cluster.api()?.get("/metrics").await?.text;
-    let name = format!("lb_upstream_connections_{what}_total");
-    let values =
-        text.lines().filter(|l| l.starts_with(&name)).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok());
-    Ok(values.sum())
 }
 
 async fn wrk(port: u16, pids: &[u32], seconds: u64) -> Result<Measured> {

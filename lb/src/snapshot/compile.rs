@@ -20,7 +20,7 @@ use scaleup_api::well_known::{
 
 use super::assemble::{Compiled, Shadowed};
 use super::compile_route::RouteOutcome;
-use super::gateways::{Gateways, IngressClaims, Namespaces};
+use super::gateways::{Gateways, IngressClaims, ListenerId, Namespaces};
 use super::objects::{Kind, NodeFacts, Object, ObjectKey, Objects, Route, RouteKey, RouteKind, object_key};
 use super::plan::{service_key, slice_service};
 use super::policies::Policies;
@@ -58,6 +58,9 @@ pub struct Compiler {
     routed: Arc<BTreeSet<BackendRef>>,
     listeners: BTreeMap<HostPort, Arc<ListenerPlan>>,
     shadowed: BTreeMap<HostPort, Shadowed>,
+    /// How many routes are served at a Gateway's listener.
+    attached: BTreeMap<ListenerId, i32>,
+    unsaid: statuses::Unsaid,
     default_policy: Arc<RequestPolicy>,
     dirty: Dirty,
 }
@@ -368,24 +371,32 @@ impl Compiler {
         self.dirty.routes.extend(using.map(|(route, _)| route.clone()));
     }
 
+    /// The listeners' report has changed: statuses that depend on it are looked at again.
+    pub(crate) fn reported(&mut self) {
+        let ingresses = self.objects.routes.keys().take_while(|key| key.kind == RouteKind::Ingress);
+        self.unsaid.extend(ingresses.cloned());
+    }
+
     /// What must be written into statuses, as of the last snapshot. `ip`: the own address.
-    pub(crate) fn statuses(&self, report: &Report, ip: &str, now: Timestamp) -> statuses::Plan {
+    pub(crate) fn statuses(&mut self, report: &Report, ip: &str, now: Timestamp) -> statuses::Plan {
         let served = |key: &RouteKey| {
             let places = self.routes.get(key).into_iter().flat_map(|route| &route.places);
             places.map(|place| (place.listener.clone(), place.port)).collect()
         };
-        statuses::plan(statuses::Known {
+        let known = statuses::Known {
             objects: &self.objects,
             gateways: &self.gateways,
             policies: &self.policies,
             outcomes: &self.outcomes,
             served: &served,
+            attached: &self.attached,
             shadowed: &self.shadowed,
             by_service: &self.by_service,
             report,
             ip,
             now,
-        })
+        };
+        statuses::plan(known, &mut self.unsaid)
     }
 
     /// What is kept of the objects.

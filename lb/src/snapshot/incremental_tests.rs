@@ -270,8 +270,8 @@ fn any_sequence_of_events_ends_where_its_objects_do() {
             let objects: Vec<Value> = alive.values().cloned().collect();
             let mut full = compiler(config.clone(), &objects).expect("valid objects");
             assert_eq!(incremental.snapshot(), full.snapshot(), "seed {seed}, step {step}: {objects:#?}");
-            let plans =
-                [&incremental, &full].map(|compiler| compiler.statuses(&report, "192.0.2.1", Default::default()));
+            let plans = [&mut incremental, &mut full]
+                .map(|compiler| compiler.statuses(&report, "192.0.2.1", Default::default()));
             assert_eq!(plans[0], plans[1], "seed {seed}, step {step}");
             served += super::testing::describe(&incremental.snapshot()).len();
             told += plans[0].patches.len();

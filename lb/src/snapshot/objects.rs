@@ -17,6 +17,9 @@ use super::ServiceKey;
 use super::certificates::StoredSecret;
 use super::routes::Challenges;
 
+/// What `kubectl apply` keeps of its input, as long as the object itself.
+const ANNOTATION_LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
 /// Namespace and name of any object; cluster-wide ones have an empty namespace.
 pub type ObjectKey = ServiceKey;
 
@@ -73,8 +76,12 @@ macro_rules! kinds {
 
             /// Drops what only servers and clients need.
             pub(crate) fn strip(&mut self) {
-                match self {
-                    $(Self::$kind(object) => object.metadata.managed_fields = None,)*
+                let metadata = match self {
+                    $(Self::$kind(object) => &mut object.metadata,)*
+                };
+                metadata.managed_fields = None;
+                if let Some(annotations) = &mut metadata.annotations {
+                    annotations.remove(ANNOTATION_LAST_APPLIED);
                 }
             }
 

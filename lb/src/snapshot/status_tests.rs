@@ -38,7 +38,8 @@ fn world(extra: &[Value]) -> Compiler {
     compiler
 }
 
-fn planned(compiler: &Compiler, report: &Report) -> Plan {
+fn planned(compiler: &mut Compiler, report: &Report) -> Plan {
+    compiler.reported();
     compiler.statuses(report, IP, k8s_openapi::jiff::Timestamp::UNIX_EPOCH)
 }
 
@@ -66,14 +67,14 @@ fn a_gateway_says_what_its_listeners_do() {
     ]);
     let route = json!({"kind": "HTTPRoute", "metadata": {"namespace": "infra", "name": "r"}, "spec": {"parentRefs": [{"name": "edge"}],
         "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]}});
-    let compiler = world(&[gateway(listeners), route]);
-    assert!(status(&planned(&compiler, &Report::default()), Kind::Gateway).is_none(), "before the first round");
+    let mut compiler = world(&[gateway(listeners), route]);
+    assert!(status(&planned(&mut compiler, &Report::default()), Kind::Gateway).is_none(), "before the first round");
     assert!(
-        status(&planned(&compiler, &report(&[(80, true)])), Kind::Gateway).is_none(),
+        status(&planned(&mut compiler, &report(&[(80, true)])), Kind::Gateway).is_none(),
         "ports are still being bound"
     );
     let ports = report(&[(80, true), (81, false), (82, true), (443, true)]);
-    let plan = planned(&compiler, &ports);
+    let plan = planned(&mut compiler, &ports);
     let gateway = status(&plan, Kind::Gateway).expect("a status");
     assert_eq!(
         plan.patches.iter().find(|patch| patch.kind == Kind::Gateway).expect("a patch").resource_version.as_deref(),
@@ -213,7 +214,7 @@ fn what_was_written_is_not_written_again() {
     let plan = compiler.statuses(&report(&[(80, false)]), "192.0.2.11", Default::default());
     assert_eq!(plan.patches, []);
     // The one that had it and lost it takes its address away.
-    let gateway = status(&planned(&compiler, &report(&[(80, false)])), Kind::Gateway).expect("a status");
+    let gateway = status(&planned(&mut compiler, &report(&[(80, false)])), Kind::Gateway).expect("a status");
     assert_eq!(gateway["addresses"], json!([]));
     assert!(conditions(&gateway["conditions"]).contains(&"Programmed=False/PortConflict".to_owned()));
 }
@@ -230,8 +231,8 @@ fn a_route_says_what_became_of_it_at_each_parent() {
             "status": {"parents": [{"controllerName": "other.example/c", "parentRef": {"name": "x"}, "conditions": []}]}});
         let older = json!({"kind": "TCPRoute", "metadata": {"namespace": "infra", "name": "old", "creationTimestamp": "2026-01-01T00:00:00Z"},
             "spec": {"parentRefs": [{"name": "edge"}], "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]}});
-        let compiler = world(&[gateway(listeners.clone()), route, older]);
-        let plan = planned(&compiler, &report(&[]));
+        let mut compiler = world(&[gateway(listeners.clone()), route, older]);
+        let plan = planned(&mut compiler, &report(&[]));
         let patch = plan.patches.iter().find(|patch| &*patch.key.name == "r").expect("a status");
         let parents = patch.status["parents"].as_array().expect("parents");
         assert_eq!(parents[0]["controllerName"], "other.example/c", "what others wrote stays");
@@ -286,8 +287,8 @@ fn a_policy_says_what_became_of_it_at_each_target() {
             json!({"kind": "Service", "name": "web"}),
             json!({"limits": {"maxRequestBodyBytes": 1}}),
         );
-        let compiler = world(&[gateway(json!([])), older, policy("p", "2026-01-02T00:00:00Z", target, spec)]);
-        let plan = planned(&compiler, &report(&[]));
+        let mut compiler = world(&[gateway(json!([])), older, policy("p", "2026-01-02T00:00:00Z", target, spec)]);
+        let plan = planned(&mut compiler, &report(&[]));
         let patch = plan.patches.iter().find(|patch| &*patch.key.name == "p").expect("a status");
         let condition = &patch.status["ancestors"][0]["conditions"][0];
         assert_eq!(condition["reason"], reason, "{condition}");
@@ -326,7 +327,7 @@ fn a_policy_says_what_its_ports_cannot_follow() {
         let mut policy =
             json!({"kind": "TrafficPolicy", "metadata": {"namespace": "infra", "name": "p"}, "spec": spec});
         policy["spec"]["targetRefs"] = json!([{"kind": "Service", "name": "s", "sectionName": section}]);
-        let plan = planned(&world(&[service, policy]), &report(&[]));
+        let plan = planned(&mut world(&[service, policy]), &report(&[]));
         let status = status(&plan, Kind::TrafficPolicy).expect("a status");
         let conditions = &status["ancestors"][0]["conditions"];
         assert_eq!(conditions[0]["status"], "True", "{conditions}");
@@ -364,7 +365,7 @@ fn proxy_protocol_is_for_the_oldest_on_a_port_to_ask() {
     let edge = gateway(json!([{"name": "http", "port": 80, "protocol": "HTTP"}]));
     let check = |objects: &[Value], reason: &str, accepts: bool| {
         let mut compiler = world(objects);
-        let plan = planned(&compiler, &report(&[]));
+        let plan = planned(&mut compiler, &report(&[]));
         let status = status(&plan, Kind::TrafficPolicy).expect("a status");
         assert_eq!(status["ancestors"][0]["conditions"][0]["reason"], reason);
         let snapshot = compiler.snapshot();
@@ -381,8 +382,8 @@ fn an_ingress_has_our_address_while_its_port_is_bound() {
             "spec": {"ingressClassName": "scaleup", "defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}}})
     };
     let check = |ips: Value, bound: bool, expected: Option<Value>| {
-        let compiler = world(&[ingress(ips)]);
-        let status = status(&planned(&compiler, &report(&[(80, bound)])), Kind::Ingress);
+        let mut compiler = world(&[ingress(ips)]);
+        let status = status(&planned(&mut compiler, &report(&[(80, bound)])), Kind::Ingress);
         assert_eq!(status.map(|status| status["loadBalancer"]["ingress"].clone()), expected);
     };
     let (ours, theirs) = (json!({"ip": IP}), json!({"ip": "198.51.100.1"}));
@@ -391,4 +392,38 @@ fn an_ingress_has_our_address_while_its_port_is_bound() {
     check(json!([ours]), true, None);
     check(json!([theirs, ours]), false, Some(json!([theirs])));
     check(json!([]), false, None);
+}
+
+#[test]
+fn a_plan_is_bounded_and_the_next_one_goes_on() {
+    let listeners = json!([{"name": "http", "port": 80, "protocol": "HTTP"}]);
+    let mut all = vec![gateway(listeners)];
+    let route = |at: usize| {
+        json!({"kind": "HTTPRoute", "metadata": {"namespace": "infra", "name": format!("r{at:03}"), "resourceVersion": "1"},
+            "spec": {"parentRefs": [{"name": "edge"}], "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]}})
+    };
+    all.extend((0..600).map(route));
+    let mut compiler = world(&all);
+    let mut planned = |statuses: &mut dyn FnMut(&super::statuses::StatusPatch, &mut Compiler)| {
+        let plan = planned(&mut compiler, &report(&[(80, true)]));
+        let routes: Vec<_> = plan.patches.iter().filter(|patch| patch.kind == Kind::HTTPRoute).collect();
+        routes.iter().for_each(|patch| statuses(patch, &mut compiler));
+        compiler.snapshot();
+        (routes.first().map(|patch| patch.key.name.to_string()), routes.len(), plan.more)
+    };
+    let ignore = &mut |_: &super::statuses::StatusPatch, _: &mut Compiler| {};
+    let write = &mut |patch: &super::statuses::StatusPatch, compiler: &mut Compiler| {
+        let mut written = route(patch.key.name[1..].parse().expect("a number"));
+        written["status"] = patch.status.clone();
+        compiler.apply(object(written).expect("a route"));
+    };
+    assert_eq!(planned(ignore), (Some("r000".to_owned()), 256, true));
+    assert_eq!(
+        planned(write),
+        (Some("r256".to_owned()), 256, true),
+        "what could not be written does not hold up the others"
+    );
+    assert_eq!(planned(write), (Some("r512".to_owned()), 256, true), "the rest, and again from the start");
+    assert_eq!(planned(write), (Some("r168".to_owned()), 88, false));
+    assert_eq!(planned(write), (None, 0, false));
 }

@@ -5,6 +5,7 @@
 //! conditions as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
@@ -87,6 +88,49 @@ pub(crate) struct Plan {
     pub patches: Vec<StatusPatch>,
     /// What is wrong with Ingresses of ours, by object and UID, for events.
     pub problems: BTreeMap<(RouteKey, String), Vec<Fault>>,
+    /// Further routes wait for the next plan.
+    pub more: bool,
+}
+
+/// Statuses of routes in one plan at most: each is held whole until it is written.
+const MAX_ROUTE_PATCHES: usize = 256;
+
+/// Routes whose statuses may not say what they must. A route leaves when its status does, and comes back when something that the status depends
+/// on changes.
+#[derive(Debug, Default)]
+pub(super) struct Unsaid {
+    routes: BTreeSet<RouteKey>,
+    /// Where the next plan begins, so that writes that keep failing do not hold up the others.
+    next: Option<RouteKey>,
+}
+
+impl Unsaid {
+    pub fn extend(&mut self, routes: impl IntoIterator<Item = RouteKey>) {
+        self.routes.extend(routes);
+    }
+
+    /// Looks at as many as fit in a plan; `is_unsaid` patches what it has to. Whether there are more.
+    fn turn(&mut self, mut is_unsaid: impl FnMut(&RouteKey) -> bool) -> bool {
+        let from = self.next.take();
+        let first = self.routes.range::<RouteKey, _>((from.as_ref().map_or(Unbounded, Included), Unbounded));
+        let rest = from.as_ref().map(|from| self.routes.range::<RouteKey, _>((Unbounded, Excluded(from))));
+        let (mut said, mut unsaid) = (Vec::new(), 0);
+        for key in first.chain(rest.into_iter().flatten()) {
+            if unsaid == MAX_ROUTE_PATCHES {
+                self.next = Some(key.clone());
+                break;
+            }
+            if is_unsaid(key) {
+                unsaid += 1;
+            } else {
+                said.push(key.clone());
+            }
+        }
+        for key in said {
+            self.routes.remove(&key);
+        }
+        self.next.is_some()
+    }
 }
 
 /// Listeners and ports at which a route is served.
@@ -101,6 +145,8 @@ pub(super) struct Known<'a> {
     pub outcomes: &'a BTreeMap<RouteKey, std::sync::Arc<RouteOutcome>>,
     /// Listeners at which a route is served, for each route.
     pub served: &'a dyn Fn(&RouteKey) -> Served,
+    /// How many routes each listener serves.
+    pub attached: &'a BTreeMap<ListenerId, i32>,
     pub shadowed: &'a BTreeMap<HostPort, Shadowed>,
     pub by_service: &'a BTreeMap<ObjectKey, BTreeSet<RouteKey>>,
     pub report: &'a Report,
@@ -110,28 +156,43 @@ pub(super) struct Known<'a> {
 }
 
 /// What must be written.
-pub(super) fn plan(known: Known<'_>) -> Plan {
+pub(super) fn plan(known: Known<'_>, unsaid: &mut Unsaid) -> Plan {
     let mut plan = Plan::default();
     classes(known, &mut plan);
     gateways(known, &mut plan);
-    for (key, outcome) in known.outcomes {
-        match known.objects.routes.get(key) {
-            Some(Route::Ingress(ingress)) => of_ingress(known, key, outcome, ingress, &mut plan),
-            Some(Route::Http(route)) => {
-                of_route(known, key, outcome, &route.metadata, route.status.as_ref(), &mut plan)
+    ingress_problems(known, &mut plan);
+    plan.more = unsaid.turn(|key| {
+        let Some((route, outcome)) = known.objects.routes.get(key).zip(known.outcomes.get(key)) else { return false };
+        let before = plan.patches.len();
+        let current = match route {
+            Route::Ingress(ingress) => {
+                of_ingress(known, key, ingress, &mut plan);
+                return plan.patches.len() > before;
             }
-            Some(Route::Grpc(route)) => {
-                of_route(known, key, outcome, &route.metadata, route.status.as_ref(), &mut plan)
-            }
-            Some(Route::Tls(route)) => of_route(known, key, outcome, &route.metadata, route.status.as_ref(), &mut plan),
-            Some(Route::Tcp(route)) => of_route(known, key, outcome, &route.metadata, route.status.as_ref(), &mut plan),
-            Some(Route::Udp(route)) => of_route(known, key, outcome, &route.metadata, route.status.as_ref(), &mut plan),
-            None => {}
-        }
-    }
+            Route::Http(route) => route.status.as_ref(),
+            Route::Grpc(route) => route.status.as_ref(),
+            Route::Tls(route) => route.status.as_ref(),
+            Route::Tcp(route) => route.status.as_ref(),
+            Route::Udp(route) => route.status.as_ref(),
+        };
+        of_route(known, key, outcome, route.metadata(), current, &mut plan);
+        plan.patches.len() > before
+    });
     traffic_policies(known, &mut plan);
     tls_policies(known, &mut plan);
     plan
+}
+
+/// Of all Ingresses: what is not among them counts as solved.
+fn ingress_problems(known: Known<'_>, plan: &mut Plan) {
+    for (key, outcome) in known.outcomes.iter().take_while(|(key, _)| key.kind == RouteKind::Ingress) {
+        if let Some(problems) = outcome.ingress.as_ref().filter(|problems| !problems.is_empty())
+            && let Some(route) = known.objects.routes.get(key)
+        {
+            let uid = route.metadata().uid.clone().unwrap_or_default();
+            plan.problems.insert((key.clone(), uid), problems.clone());
+        }
+    }
 }
 
 impl Plan {
@@ -166,16 +227,9 @@ fn gateways(known: Known<'_>, plan: &mut Plan) {
     if !known.report.settled {
         return;
     }
-    let mut attached: BTreeMap<ListenerId, i32> = BTreeMap::new();
-    for key in known.outcomes.keys().filter(|key| key.kind != RouteKind::Ingress) {
-        let listeners: BTreeSet<ListenerId> = (known.served)(key).into_iter().filter_map(|(id, _)| id).collect();
-        for id in listeners {
-            *attached.entry(id).or_default() += 1;
-        }
-    }
     for (key, facts) in &known.gateways.by_key {
         let Some(gateway) = known.objects.gateways.get(key) else { continue };
-        if let Some(status) = of_gateway(known, key, facts, gateway, &attached) {
+        if let Some(status) = of_gateway(known, key, facts, gateway, known.attached) {
             plan.patch(Kind::Gateway, &gateway.metadata, status);
         }
     }
@@ -319,7 +373,7 @@ fn listener_conditions(
     conditions.finish(&["Accepted", "Conflicted", "ResolvedRefs", "Programmed"])
 }
 
-fn of_ingress(known: Known<'_>, key: &RouteKey, outcome: &RouteOutcome, ingress: &Ingress, plan: &mut Plan) {
+fn of_ingress(known: Known<'_>, key: &RouteKey, ingress: &Ingress, plan: &mut Plan) {
     let status = ingress.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let current: Vec<&str> = status
         .and_then(|lb| lb.ingress.as_ref())
@@ -327,10 +381,6 @@ fn of_ingress(known: Known<'_>, key: &RouteKey, outcome: &RouteOutcome, ingress:
         .flatten()
         .filter_map(|entry| entry.ip.as_deref())
         .collect();
-    if let Some(problems) = outcome.ingress.as_ref().filter(|problems| !problems.is_empty()) {
-        let uid = ingress.metadata.uid.clone().unwrap_or_default();
-        plan.problems.insert((key.clone(), uid), problems.clone());
-    }
     if !known.report.settled {
         return;
     }

@@ -38,6 +38,8 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 const UNSERVED_PAUSE: Duration = Duration::from_secs(20);
 /// Pause between a change and the plan of statuses, so that a burst makes one.
 const STATUS_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause before the next plan if one did not hold everything.
+const MORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Doubling pauses between attempts, bounded by [`RETRY_MAX`], forever.
 #[derive(Clone)]
@@ -98,14 +100,15 @@ pub(crate) async fn run(
                 None => return,
             },
             () = reported(&mut statuses) => {
-                status_due.get_or_insert_with(|| Instant::now() + STATUS_PAUSE);
+                compiler.reported();
+                status_due = sooner(status_due);
                 continue;
             }
             () = sleep_until(status_due) => {
-                status_due = None;
-                if let Some(statuses) = statuses.as_ref().filter(|_| progress.is_complete()) {
-                    plan_statuses(&compiler, statuses);
-                }
+                let statuses = statuses.as_ref().filter(|_| progress.is_complete());
+                let more = statuses.is_some_and(|statuses| plan_statuses(&mut compiler, statuses));
+                // Those of this plan are seen when they are written, and planned anew then; unless none can be.
+                status_due = more.then(|| Instant::now() + MORE_PAUSE);
                 continue;
             }
             () = shutdown.cancelled() => return,
@@ -118,21 +121,30 @@ pub(crate) async fn run(
         }
         if publish && progress.is_complete() {
             hub.publish_since(compiler.snapshot(), Some(since));
-            status_due.get_or_insert_with(|| Instant::now() + STATUS_PAUSE);
+            status_due = sooner(status_due);
         }
     }
 }
 
-fn plan_statuses(compiler: &Compiler, statuses: &Statuses) {
+/// Whether there is more to be told than fits in a plan.
+fn plan_statuses(compiler: &mut Compiler, statuses: &Statuses) -> bool {
     let plan = {
         let report = statuses.reports.borrow();
         compiler.statuses(&report, &statuses.ip, k8s_openapi::jiff::Timestamp::now())
     };
+    let more = plan.more;
     statuses.plans.send_if_modified(|old| {
         let changed = *old != plan;
         *old = plan;
         changed
     });
+    more
+}
+
+/// Something has changed: the next plan is made soon, and not later than known.
+fn sooner(known: Option<Instant>) -> Option<Instant> {
+    let due = Instant::now() + STATUS_PAUSE;
+    Some(known.map_or(due, |known| known.min(due)))
 }
 
 /// Waits for the next report of the listeners.

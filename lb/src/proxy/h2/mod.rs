@@ -26,6 +26,7 @@ mod arena;
 pub(crate) mod bridge;
 mod filters;
 mod forward;
+mod gather;
 mod head;
 mod http1;
 mod http2;
@@ -48,6 +49,8 @@ pub(crate) struct Shared {
     pub pool: upstream::Pool,
     /// Memory that bodies and heads of endpoints are read into.
     pub arena: Arena,
+    /// Memory that writes are gathered in.
+    spare: gather::Spare,
 }
 
 /// How an HTTP/2 connection with prior knowledge begins (RFC 9113 §3.4).

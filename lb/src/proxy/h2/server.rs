@@ -14,6 +14,7 @@ use http::Request;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::forward::{self, Context};
+use super::gather::Gather;
 use super::meter::{Meter, Metered};
 use super::server_settings;
 use crate::proxy::drain::{Drain, Phase};
@@ -38,7 +39,7 @@ pub(crate) async fn serve<IO>(
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let io = Rc::new(RefCell::new(io));
+    let io = Rc::new(RefCell::new(Gather::new(io, worker.h2.spare.clone())));
     let meter = Rc::new(Meter::new(Instant::now()));
     let metered = Metered::new(io.clone(), early.into(), meter.clone());
     let handshake = server_settings(&worker.config).handshake::<_, Bytes>(metered);
@@ -59,7 +60,9 @@ pub(crate) async fn serve<IO>(
         meter: meter.clone(),
     });
     let streams = Rc::new(Streams { open: Cell::new(0), idle_since: Cell::new(Instant::now()) });
-    let mut conn = Conn { connection, ping_pong, context, streams, requests: 0, leaving: false, asked_at: None };
+    io.borrow_mut().defer();
+    let (requests, leaving, asked_at) = (0, false, None);
+    let mut conn = Conn { connection, io: io.clone(), ping_pong, context, streams, requests, leaving, asked_at };
     let faulty = conn.run(&drain, idle).await;
     drop(conn);
     if faulty {
@@ -68,7 +71,7 @@ pub(crate) async fn serve<IO>(
 }
 
 /// Reads what a client still sends, within bounds.
-async fn linger<IO: AsyncRead + Unpin>(io: &RefCell<IO>) {
+async fn linger<IO: AsyncRead + Unpin>(io: &RefCell<Gather<IO>>) {
     let drained = async {
         let (mut left, mut waste) = (LINGER_BYTES, [0; 4096]);
         while left > 0 {
@@ -115,7 +118,8 @@ struct Conn<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    connection: Connection<Metered<IO>, Bytes>,
+    connection: Connection<Metered<Gather<IO>>, Bytes>,
+    io: Rc<RefCell<Gather<IO>>>,
     ping_pong: Option<h2::PingPong>,
     context: Rc<Context>,
     streams: Rc<Streams>,
@@ -164,11 +168,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Conn<IO> {
                 if self.context.meter.is_exceeded() {
                     return Poll::Ready(Event::Exceeded);
                 }
-                accepted.map(|accepted| match accepted {
-                    Some(Ok((request, respond))) => Event::Accepted(request, respond),
-                    Some(Err(error)) => Event::Ended(!error.is_io()),
-                    None => Event::Ended(false),
-                })
+                match accepted {
+                    Poll::Ready(Some(Ok((request, respond)))) => Poll::Ready(Event::Accepted(request, respond)),
+                    Poll::Ready(Some(Err(error))) => Poll::Ready(Event::Ended(!error.is_io())),
+                    Poll::Ready(None) => Poll::Ready(Event::Ended(false)),
+                    // Nothing more to do: what was written meanwhile leaves together.
+                    Poll::Pending => match self.io.borrow_mut().poll_push(cx) {
+                        Poll::Ready(Err(_)) => Poll::Ready(Event::Ended(false)),
+                        Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                    },
+                }
             });
             match event.await {
                 Event::Accepted(request, respond) => self.accept(request, respond),
@@ -245,7 +254,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Conn<IO> {
     /// Closes the connection with a reason. Always "by the client's fault" to the caller, who lingers.
     async fn end(&mut self, reason: Reason) -> bool {
         self.connection.abrupt_shutdown(reason);
-        let closed = std::future::poll_fn(|cx| self.connection.poll_closed(cx));
+        let closed = std::future::poll_fn(|cx| {
+            let closed = self.connection.poll_closed(cx);
+            if self.io.borrow_mut().poll_push(cx).is_pending() { Poll::Pending } else { closed }
+        });
         // A client that does not even take this learns the reason from nobody.
         let _ = tokio::time::timeout(LINGER_TIME, closed).await;
         true

@@ -7,7 +7,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::super::assemble::{self, Compiled, Content, Shadowed};
 use super::super::compile_route::{self, Context};
-use super::super::gateways::{Gateways, IngressClaims};
+use super::super::gateways::{Gateways, IngressClaims, ListenerId};
 use super::super::objects::{ObjectKey, Objects, Route, RouteKey, RouteKind, created};
 use super::super::plan::{ServiceContext, plan_service};
 use super::super::policies::{Policies, TargetKind};
@@ -98,6 +98,7 @@ impl Compiler {
             let all = self.objects.routes.keys().take_while(|key| key.kind == RouteKind::Ingress);
             routes.extend(all.cloned());
         }
+        self.unsaid.extend(routes.iter().cloned());
         let mut backends_changed = false;
         for key in routes {
             let new = self.objects.routes.get(&key).map(|route| {
@@ -138,6 +139,8 @@ impl Compiler {
                 touched.more |= !matches!(place.content, Content::Http(_));
             }
         }
+        count(&mut self.attached, &old, -1);
+        count(&mut self.attached, &next, 1);
         unfile(&mut self.by_service, &old.mentions, key);
         unfile(&mut self.by_gateway, &old.parents, key);
         let mut changed = false;
@@ -188,7 +191,10 @@ impl Compiler {
         for port in whole {
             let mut shadowed = Shadowed::new();
             let plan = assemble::listener(port, &self.gateways, &self.policies, &routes, &mut shadowed);
-            self.shadowed.remove(&port);
+            let before = self.shadowed.remove(&port).unwrap_or_default();
+            if before != shadowed {
+                self.unsaid.extend(before.iter().chain(&shadowed).map(|(younger, ..)| younger.clone()));
+            }
             if !shadowed.is_empty() {
                 self.shadowed.insert(port, shadowed);
             }
@@ -201,6 +207,18 @@ impl Compiler {
                 Some(_) => {}
                 None => drop(self.listeners.remove(&port)),
             }
+        }
+    }
+}
+
+/// Adds to the number of routes at each listener that serves this one.
+fn count(attached: &mut BTreeMap<ListenerId, i32>, route: &Compiled, amount: i32) {
+    let listeners: BTreeSet<&ListenerId> = route.places.iter().filter_map(|place| place.listener.as_ref()).collect();
+    for listener in listeners {
+        let routes = attached.entry(listener.clone()).or_default();
+        *routes += amount;
+        if *routes == 0 {
+            attached.remove(listener);
         }
     }
 }
