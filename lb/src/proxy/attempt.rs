@@ -15,12 +15,14 @@ use super::buffer::Buffer;
 use super::decide::Forward;
 use super::exchange::{Broke, ClientSide, Copied, Done, EndpointSide, Job};
 use super::filters::Filters;
+use super::h2::upstream::Lease;
 use super::held::Unseen;
 use super::http::{After, Conn, http_date};
 use super::io::{Stream, send};
 use super::pool::{ConnectError, Upstream};
 use super::record::Record;
 use super::request::{Framing, Reject, Request};
+use super::tls::Connector;
 use super::tunnel::{self, Direction};
 use super::worker::Worker;
 use super::{h2, hedge, mirror};
@@ -28,7 +30,6 @@ use crate::access::Flags;
 use crate::backend::{Backend, EndpointState, Tried};
 use crate::balance::{self, Choice, Outcome, Permit, Refusal};
 use crate::route::Rule;
-use crate::snapshot::AppProtocol;
 use crate::stats::add;
 
 /// Attempts per request, stale pooled connections included.
@@ -106,7 +107,8 @@ impl<S: Stream> Conn<'_, S> {
                 add(&stats.retries, 1);
             }
             let started = if attempt == 0 { record.started } else { Instant::now() };
-            let (upstream, pooled) = match checkout(&self.worker, backend, endpoint, started).await {
+            let http2 = work.rule.speaks_http2(backend);
+            let (upstream, pooled) = match checkout(&self.worker, backend, endpoint, started, http2).await {
                 Ok(found) => found,
                 Err(error) => {
                     failure = error;
@@ -256,6 +258,7 @@ impl<S: Stream> Conn<'_, S> {
             max_body_bytes: rule.policy.max_body_bytes.unwrap_or(u64::MAX),
             again: (!rule.policy.retries.statuses.is_empty()).then_some(again),
             copy: copy.as_ref(),
+            torn: &self.torn,
             patience: self.patience,
         };
         let client = ClientSide {
@@ -325,6 +328,9 @@ impl<S: Stream> Conn<'_, S> {
     }
 
     async fn fail(&mut self, failure: Failure, request: &Request, record: &Record) -> After {
+        if self.torn.get() {
+            return After::Reset;
+        }
         let (status, text) = failure.status_and_text();
         record.flag(failure.flags());
         let service = &record.backend.service;
@@ -380,43 +386,73 @@ pub(super) fn connector_id(worker: &Worker, backend: &Backend) -> u64 {
     policy.and_then(|policy| worker.connectors.get(policy)).map_or(0, |connector| connector.id)
 }
 
-/// A connection to `endpoint` and whether it comes from the pool.
+/// How the endpoints of a backend are reached over TLS, if they are.
+fn connector(worker: &Worker, backend: &Backend) -> Result<Option<Rc<Connector>>, Failure> {
+    match &backend.policy.upstream_tls {
+        None => Ok(None),
+        Some(policy) => worker.connectors.get(policy).map(Some).ok_or(Failure::TlsSettings),
+    }
+}
+
+/// A connection to `endpoint` and whether it comes from the pool. With `http2` it is a stream of one that speaks HTTP/2.
 pub(super) async fn checkout(
     worker: &Worker,
     backend: &Backend,
     endpoint: &Arc<EndpointState>,
     now: Instant,
+    http2: bool,
 ) -> Result<(Upstream, bool), Failure> {
-    let stats = backend.stats.shard(worker.index);
-    let connector = match &backend.policy.upstream_tls {
-        None => None,
-        Some(policy) => match worker.connectors.get(policy) {
-            Some(connector) => Some(connector),
-            None => return Err(Failure::TlsSettings),
-        },
-    };
+    if http2 {
+        // Boxed, so that requests to other endpoints need no room for it.
+        let lease = Box::pin(lease(worker, backend, endpoint, now)).await?;
+        let open = lease.pooled;
+        let stream = h2::bridge::connect(lease, backend.policy.upstream_tls.is_some(), worker.config.send_timeout);
+        return Ok((Upstream::bridged(endpoint, stream), open));
+    }
+    let connector = connector(worker, backend)?;
     let pooled = worker.pool.borrow_mut().take(endpoint, connector.as_ref().map_or(0, |c| c.id), now);
     if let Some(upstream) = pooled {
-        add(&stats.upstream_reused, 1);
+        add(&backend.stats.shard(worker.index).upstream_reused, 1);
         return Ok((upstream, true));
     }
     let timeout = backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout);
-    let opened = if backend.app == AppProtocol::H2c && connector.is_none() {
-        // Boxed, so that requests to other endpoints need no room for it.
-        Box::pin(bridged(worker, endpoint, timeout)).await
-    } else {
-        Upstream::connect(endpoint, connector.as_ref(), timeout).await.map(|upstream| (upstream, false))
-    };
-    match opened {
-        Ok((upstream, true)) => {
-            add(&stats.upstream_reused, 1);
-            Ok((upstream, true))
+    let opened = Upstream::connect(endpoint, connector.as_deref(), timeout).await;
+    connected(worker, backend, endpoint, now, opened).map(|upstream| (upstream, false))
+}
+
+/// A place for a stream on an HTTP/2 connection to `endpoint`.
+pub(super) async fn lease(
+    worker: &Worker,
+    backend: &Backend,
+    endpoint: &Arc<EndpointState>,
+    now: Instant,
+) -> Result<Lease, Failure> {
+    let connector = connector(worker, backend)?;
+    let timeout = backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout);
+    match worker.h2.pool.checkout(endpoint, connector.as_deref(), timeout).await {
+        Ok(lease) if lease.pooled => {
+            add(&backend.stats.shard(worker.index).upstream_reused, 1);
+            Ok(lease)
         }
-        Ok((upstream, false)) => {
-            let took = now.elapsed();
+        opened => connected(worker, backend, endpoint, now, opened),
+    }
+}
+
+/// Reports how connecting, begun at `since`, went.
+fn connected<T>(
+    worker: &Worker,
+    backend: &Backend,
+    endpoint: &EndpointState,
+    since: Instant,
+    opened: Result<T, ConnectError>,
+) -> Result<T, Failure> {
+    let stats = backend.stats.shard(worker.index);
+    match opened {
+        Ok(connection) => {
+            let took = since.elapsed();
             endpoint.report(&backend.policy, Outcome::Connected(took), worker.index);
             stats.connected(took);
-            Ok((upstream, false))
+            Ok(connection)
         }
         Err(error) => {
             endpoint.report(&backend.policy, Outcome::ConnectFailed, worker.index);
@@ -425,22 +461,11 @@ pub(super) async fn checkout(
             Err(match error {
                 ConnectError::Timeout => Failure::ConnectTimeout,
                 ConnectError::Tls(_) => Failure::Tls,
+                ConnectError::Alpn => Failure::Alpn,
                 ConnectError::Io(_) => Failure::Unreachable,
             })
         }
     }
-}
-
-/// A stream of an HTTP/2 connection to `endpoint`, and whether that connection was open already.
-async fn bridged(
-    worker: &Worker,
-    endpoint: &Arc<EndpointState>,
-    timeout: Duration,
-) -> Result<(Upstream, bool), ConnectError> {
-    let lease = worker.h2.pool.checkout(endpoint, timeout).await?;
-    let open = lease.pooled;
-    let stream = h2::bridge::connect(lease, false, worker.config.send_timeout);
-    Ok((Upstream::bridged(endpoint, stream), open))
 }
 
 /// Sends the head in `head` to `endpoint` and waits for the first bytes of the response, which stay in the connection's buffer.
@@ -462,6 +487,8 @@ pub(super) enum Failure {
     ConnectTimeout,
     Tls,
     TlsSettings,
+    /// TLS is as it should be, but the endpoint does not speak HTTP/2 inside.
+    Alpn,
     Broken,
     Malformed,
     ResponseTimeout,
@@ -472,7 +499,7 @@ pub(super) enum Failure {
 
 impl Failure {
     /// As the access log tells it.
-    fn flags(self) -> Flags {
+    pub(super) fn flags(self) -> Flags {
         match self {
             Self::NoEndpoints => Flags::NO_ENDPOINT,
             Self::ConnectTimeout | Self::ResponseTimeout | Self::RequestTimeout => {
@@ -490,6 +517,7 @@ impl Failure {
             Self::Tls => {
                 (StatusCode::BAD_GATEWAY, "has endpoints, but none with the TLS certificate that its policy demands")
             }
+            Self::Alpn => (StatusCode::BAD_GATEWAY, "has endpoints, but none that speaks HTTP/2 over TLS (ALPN h2)"),
             Self::TlsSettings => (StatusCode::BAD_GATEWAY, "has a TLS policy that cannot be used"),
             Self::Broken => (StatusCode::BAD_GATEWAY, "closed the connection before it responded"),
             Self::Malformed => (StatusCode::BAD_GATEWAY, "sent a response that is not valid HTTP/1.1"),

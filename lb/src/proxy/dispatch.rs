@@ -13,7 +13,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use super::drain::{Drain, Phase};
 use super::io::Shared;
 use super::site::{L4, SiteCell, SiteMode, Target, TlsMode};
-use super::tls::ALPN_HTTP;
+use super::tls::ALPN_HTTP2;
 use super::worker::{Accepted, Worker};
 use super::{h2, http, proxy_protocol, sni, tcp};
 use crate::stats::Spoken;
@@ -145,7 +145,7 @@ async fn tls_http(
     drain: Rc<Drain>,
     counted: &Accepted,
 ) {
-    if stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP[0]) {
+    if stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2) {
         counted.speaks(Spoken::Http2);
         let version = super::io::version_text(stream.get_ref().1.protocol_version());
         Box::pin(http2(worker, stream, &[], peer, (target, version), drain)).await;

@@ -15,10 +15,8 @@ use super::filters::Edits;
 use super::io::{Source, send, send_both};
 use super::record::Record;
 use super::request::{Framing, Request};
-use super::response::{self, Hop, Response};
+use super::response::{self, Hop, MAX_INFORMATIONAL, Response};
 
-/// Responses of class 1xx before the real one.
-const MAX_INFORMATIONAL: u32 = 8;
 /// Body bytes copied behind a head so that both leave in one piece; more go as a second one.
 const INLINE_BYTES: usize = 4 * 1024;
 /// A response body of up to this many bytes is passed on only when all of it is there, as nginx's buffering does.
@@ -89,7 +87,8 @@ pub(crate) struct Copied {
 pub(crate) const MAX_COPIED_BYTES: usize = 64 * 1024;
 
 impl Copied {
-    fn push(&mut self, bytes: &[u8]) {
+    /// More of the body.
+    pub fn push(&mut self, bytes: &[u8]) {
         if self.overflowed || self.bytes.len() + bytes.len() > MAX_COPIED_BYTES {
             self.overflowed = true;
             self.bytes = Vec::new();
@@ -119,6 +118,8 @@ pub(crate) struct Job<'a> {
     pub again: Option<&'a dyn Fn(u16) -> bool>,
     /// Where the body goes, too.
     pub copy: Option<&'a RefCell<Copied>>,
+    /// Set while a response of class 1xx is on its way to the client: what ends the exchange then leaves half a message behind.
+    pub torn: &'a Cell<bool>,
     pub patience: Patience<'a>,
 }
 
@@ -342,7 +343,7 @@ impl<R: Source, W: AsyncWrite + Unpin> Download<'_, R, W> {
         Ok(response)
     }
 
-    /// Waits for the head, past those of class 1xx.
+    /// Waits for the head; passes those of class 1xx on that come before.
     async fn head<C: Source>(
         &mut self,
         close: bool,
@@ -365,6 +366,11 @@ impl<R: Source, W: AsyncWrite + Unpin> Download<'_, R, W> {
                 informational += 1;
                 if informational > MAX_INFORMATIONAL {
                     return Err(Broke::Malformed);
+                }
+                if !self.reply.is_empty() {
+                    job.torn.set(true);
+                    job.patience.bound(send(self.writer, self.reply)).await.map_err(|_| Broke::Client)?;
+                    job.torn.set(false);
                 }
             } else if self.fill(size, watch).await? == 0 {
                 return Err(if self.input.is_empty() { Broke::Endpoint } else { Broke::Malformed });

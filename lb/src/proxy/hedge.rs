@@ -18,12 +18,12 @@ use super::io::Stream;
 use super::pool::Upstream;
 use super::record::Record;
 use super::worker::Worker;
-use crate::backend::{Backend, EndpointState, Tried};
+use crate::backend::{EndpointState, Tried};
 use crate::balance::{self, Choice};
 use crate::stats::add;
 
 /// Rivals at once, whatever a policy says.
-const MAX_RIVALS: u32 = 4;
+pub(super) const MAX_RIVALS: u32 = 4;
 
 /// How a request is hedged.
 pub(super) struct Plan {
@@ -68,11 +68,11 @@ async fn run<S: Stream>(
 ) -> Result<Upstream, Broke> {
     let worker = conn.worker.clone();
     let stats = work.backend.stats.shard(worker.index);
-    let endpoint = first.endpoint.clone();
+    let begun = first.endpoint.clone();
     let mut tried = Tried::default();
     tried.insert(plan.first);
     let mut asked = FuturesUnordered::new();
-    asked.push(one(&worker, &work.backend, endpoint, Some(first), head));
+    asked.push(one(&worker, work, begun.clone(), Some(first), head));
     let mut timer = std::pin::pin!(tokio::time::sleep(plan.delay));
     let mut rivals = 0;
     loop {
@@ -80,7 +80,9 @@ async fn run<S: Stream>(
             biased;
             answer = asked.next() => match answer {
                 Some(Ok((upstream, since))) => {
-                    record.sent_to(&upstream.endpoint, since);
+                    if !Arc::ptr_eq(&upstream.endpoint, &begun) {
+                        record.sent_to(&upstream.endpoint, since);
+                    }
                     return Ok(upstream);
                 }
                 Some(Err(broke)) if asked.is_empty() => return Err(broke),
@@ -95,7 +97,7 @@ async fn run<S: Stream>(
                 if may && let Some((index, rival)) = work.backend.choose(&plan.choice, tried) {
                     tried.insert(index);
                     add(&stats.retries, 1);
-                    asked.push(one(&worker, &work.backend, rival.clone(), None, head));
+                    asked.push(one(&worker, work, rival.clone(), None, head));
                 }
             }
             () = conn.gone() => return Err(Broke::Client),
@@ -106,7 +108,7 @@ async fn run<S: Stream>(
 /// Asks one endpoint; the connection with the beginning of its answer, and when it was asked.
 async fn one(
     worker: &Rc<Worker>,
-    backend: &Backend,
+    work: &Forward,
     endpoint: Arc<EndpointState>,
     open: Option<Upstream>,
     head: &[u8],
@@ -115,19 +117,22 @@ async fn one(
     let _rival = open.is_none().then(|| InFlight::begin(&endpoint, worker.index));
     let upstream = match open {
         Some(upstream) => upstream,
-        None => checkout(worker, backend, &endpoint, since).await.map_err(|_| Broke::Unsent)?.0,
+        None => {
+            let http2 = work.rule.speaks_http2(&work.backend);
+            checkout(worker, &work.backend, &endpoint, since, http2).await.map_err(|_| Broke::Unsent)?.0
+        }
     };
     Ok((ask(worker, upstream, head).await?, since))
 }
 
 /// Counts a rival at its endpoint until the race is over; the first is counted by the request's record.
-struct InFlight {
+pub(super) struct InFlight {
     endpoint: Arc<EndpointState>,
     thread: usize,
 }
 
 impl InFlight {
-    fn begin(endpoint: &Arc<EndpointState>, thread: usize) -> Self {
+    pub fn begin(endpoint: &Arc<EndpointState>, thread: usize) -> Self {
         endpoint.begin(thread);
         Self { endpoint: endpoint.clone(), thread }
     }

@@ -58,6 +58,8 @@ pub(super) struct Conn<'s, S: Stream> {
     tls: Option<&'static str>,
     counted: &'s Accepted,
     pub patience: Patience<'s>,
+    /// See [`super::exchange::Job::torn`].
+    pub torn: Cell<bool>,
 }
 
 /// What becomes of a connection after a request.
@@ -103,6 +105,7 @@ pub(super) async fn serve<S: Stream>(
                 tls,
                 counted,
                 patience: Patience { deadline: &deadline, longest: worker.config.body_idle_timeout },
+                torn: Cell::new(false),
                 worker: worker.clone(),
                 target,
                 reader,

@@ -62,9 +62,10 @@ async fn run(request: &Request, head: &[u8], body: Vec<u8>, record: &Record) {
         now: record.started,
     };
     let Some((_, endpoint)) = backend.choose(&choice, Tried::default()) else { return };
-    let Ok((mut upstream, _)) = checkout(worker, backend, endpoint, record.started).await else { return };
+    let http2 = record.rule.speaks_http2(backend);
+    let Ok((mut upstream, _)) = checkout(worker, backend, endpoint, record.started, http2).await else { return };
     record.sent_to(endpoint, std::time::Instant::now());
-    let deadline = Cell::new(None);
+    let (deadline, torn) = (Cell::new(None), Cell::new(false));
     let job = Job {
         request,
         head,
@@ -77,6 +78,7 @@ async fn run(request: &Request, head: &[u8], body: Vec<u8>, record: &Record) {
         max_body_bytes: u64::MAX,
         again: None,
         copy: None,
+        torn: &torn,
         // The time as a whole is bounded.
         patience: Patience { deadline: &deadline, longest: MAX_TIME },
     };

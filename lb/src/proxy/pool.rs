@@ -25,6 +25,8 @@ pub(crate) enum ConnectError {
     Io(#[source] io::Error),
     #[error("the endpoint's TLS is not as the policy demands")]
     Tls(#[source] io::Error),
+    #[error("the endpoint does not speak HTTP/2 over TLS")]
+    Alpn,
 }
 
 /// A connection to an endpoint.
@@ -142,7 +144,7 @@ impl Pool {
 
 /// Hashes ids that we count up ourselves, which nobody can choose so that they collide.
 #[derive(Default)]
-struct IdHasher(u64);
+pub(crate) struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn finish(&self) -> u64 {

@@ -1,4 +1,4 @@
-//! Response heads: an endpoint's, written in the form that goes to the client, and short answers of our own.
+//! Response heads of HTTP/1.1 endpoints: read, and written in the form that HTTP/1.1 clients get; and short answers of our own.
 //!
 //! Pure: no I/O, no clock.
 
@@ -12,6 +12,8 @@ use super::request::{Framing, Request};
 
 /// Header fields accepted in a response; more is treated as a broken endpoint.
 const MAX_FIELDS: usize = 200;
+/// Responses of class 1xx before the real one.
+pub(crate) const MAX_INFORMATIONAL: u32 = 8;
 /// Largest response head accepted in bytes.
 pub(crate) const MAX_HEAD_BYTES: usize = 128 * 1024;
 
@@ -53,8 +55,17 @@ pub(crate) struct Hop<'a> {
 }
 
 /// Reads a head at the front of `bytes` and writes the one for the client to `out` (replacing what is there). `None`:
-/// more bytes are needed. A 1xx other than 101 is returned without writing: it is not passed on.
+/// more bytes are needed. Of a 1xx other than 101 that the client does not get nothing is written.
 pub(crate) fn parse(bytes: &[u8], hop: Hop<'_>, out: &mut Vec<u8>) -> Result<Option<Response>, Malformed> {
+    read(bytes, |head| head.rewrite(hop, out))
+}
+
+/// Reads a head at the front of `bytes` and lets `then` look at it. `None`: more bytes are needed.
+#[inline]
+pub(crate) fn read<T>(
+    bytes: &[u8],
+    then: impl FnOnce(&Head<'_>) -> Result<T, Malformed>,
+) -> Result<Option<T>, Malformed> {
     let mut memory = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut head = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
@@ -65,17 +76,23 @@ pub(crate) fn parse(bytes: &[u8], hop: Hop<'_>, out: &mut Vec<u8>) -> Result<Opt
     };
     let (Some(code), Some(version)) = (head.code, head.version) else { return Err(Malformed) };
     let status = StatusCode::from_u16(code).map_err(|_| Malformed)?;
-    let head = Head { status, reason: head.reason.unwrap_or(""), http10: version == 0, fields: head.headers };
-    head.rewrite(length, hop, out).map(Some)
+    let (http10, fields) = (version == 0, &*head.headers);
+    let facts = Facts::read(fields, http10)?;
+    then(&Head { length, status, reason: head.reason.unwrap_or(""), http10, fields, facts }).map(Some)
 }
 
-struct Head<'a> {
-    status: StatusCode,
+/// An endpoint's head as it was read.
+pub(crate) struct Head<'a> {
+    /// In bytes.
+    pub length: usize,
+    pub status: StatusCode,
     reason: &'a str,
     http10: bool,
-    fields: &'a [httparse::Header<'a>],
+    pub fields: &'a [httparse::Header<'a>],
+    facts: Facts<'a>,
 }
 
+/// What the known fields of a head say.
 #[derive(Default)]
 struct Facts<'a> {
     length: Option<u64>,
@@ -85,10 +102,10 @@ struct Facts<'a> {
     dated: bool,
 }
 
-impl<'a> Head<'a> {
-    fn facts(&self) -> Result<Facts<'a>, Malformed> {
-        let mut facts = Facts::default();
-        for field in self.fields {
+impl<'a> Facts<'a> {
+    fn read(fields: &'a [httparse::Header<'a>], http10: bool) -> Result<Self, Malformed> {
+        let mut facts = Self::default();
+        for field in fields {
             match kind(field.name) {
                 Some(Field::ContentLength) => {
                     let length = content_length(field.value).ok_or(Malformed)?;
@@ -97,7 +114,7 @@ impl<'a> Head<'a> {
                     }
                 }
                 Some(Field::TransferEncoding) => {
-                    if facts.chunked || self.http10 || !field.value.eq_ignore_ascii_case(b"chunked") {
+                    if facts.chunked || http10 || !field.value.eq_ignore_ascii_case(b"chunked") {
                         return Err(Malformed);
                     }
                     facts.chunked = true;
@@ -110,69 +127,109 @@ impl<'a> Head<'a> {
         }
         Ok(facts)
     }
+}
 
-    fn rewrite(&self, length: usize, hop: Hop<'_>, out: &mut Vec<u8>) -> Result<Response, Malformed> {
-        let facts = self.facts()?;
-        let bodiless = hop.request.is_head
+impl Head<'_> {
+    /// How the body ends; `is_head`: of the response to a HEAD.
+    pub fn framing(&self, is_head: bool) -> Framing {
+        let bodiless = is_head
             || self.status.is_informational()
             || matches!(self.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let framing = match (facts.chunked, facts.length) {
+        match (self.facts.chunked, self.facts.length) {
             _ if bodiless => Framing::None,
             (true, _) => Framing::Chunked,
             (false, Some(0)) => Framing::None,
             (false, Some(length)) => Framing::Length(length),
             (false, None) => Framing::Close,
-        };
-        let switched = self.status == StatusCode::SWITCHING_PROTOCOLS;
-        let asked = !facts.options.close && (!self.http10 || facts.options.keep_alive);
+        }
+    }
+
+    /// Whether the connection can carry another request after a response of this framing.
+    pub fn is_reusable(&self, framing: Framing) -> bool {
+        let Facts { options, chunked, length, .. } = &self.facts;
+        let asked = !options.close && (!self.http10 || options.keep_alive);
+        // A length beside a transfer coding may have been meant to hide something (RFC 9112 §6.3).
+        let hides = *chunked && length.is_some();
+        asked && framing != Framing::Close && !hides && self.status != StatusCode::SWITCHING_PROTOCOLS
+    }
+
+    /// The length that the client is told: void beside a transfer coding, forbidden without a body (RFC 9110 §8.6).
+    pub fn told_length(&self) -> Option<u64> {
+        let bodiless = self.status.is_informational() || self.status == StatusCode::NO_CONTENT;
+        self.facts.length.filter(|_| !self.facts.chunked && !bodiless)
+    }
+
+    /// Whether a field goes to the client as it is: neither this hop's own (RFC 9110 §7.6.1) nor written anew.
+    #[inline]
+    pub fn passes(&self, name: &str) -> bool {
+        kind(name).is_none() && (self.facts.options.named == 0 || !is_named(self.fields, name))
+    }
+
+    /// Whether it switches to this protocol (a name in lower case).
+    pub fn switches_to(&self, protocol: &str) -> bool {
+        self.status == StatusCode::SWITCHING_PROTOCOLS
+            && self.facts.options.upgrade
+            && self.facts.upgrade.is_some_and(|upgrade| upgrade.eq_ignore_ascii_case(protocol.as_bytes()))
+    }
+
+    fn rewrite(&self, hop: Hop<'_>, out: &mut Vec<u8>) -> Result<Response, Malformed> {
+        let framing = self.framing(hop.request.is_head);
         let mut response = Response {
-            length,
+            length: self.length,
             status: self.status,
             framing,
-            // A length beside a transfer coding may have been meant to hide something (RFC 9112 §6.3).
-            reusable: asked && framing != Framing::Close && !(facts.chunked && facts.length.is_some()) && !switched,
+            reusable: self.is_reusable(framing),
             close: hop.close || (hop.request.http10 && matches!(framing, Framing::Chunked | Framing::Close)),
         };
         if response.is_interim() {
+            self.rewrite_interim(hop, out);
             return Ok(response);
         }
         write_status_line(self.status, self.reason, hop.request.http10, out);
-        let edited = !hop.edits.is_empty();
-        for field in self.fields {
-            let passes = match kind(field.name) {
-                None => facts.options.named == 0 || !is_named(self.fields, field.name),
-                _ => false,
-            };
-            if passes && !(edited && hop.edits.drops(field.name)) {
-                write(out, field.name, field.value);
-            }
-        }
-        if edited {
+        self.write_fields(hop, out);
+        if !hop.edits.is_empty() {
             hop.edits.added().for_each(|(name, value)| write(out, name, value.as_bytes()));
         }
-        match facts.length {
-            // Void beside a transfer coding, forbidden without a body (RFC 9110 §8.6).
-            Some(length) if !facts.chunked && !switched && self.status != StatusCode::NO_CONTENT => {
-                write_length(length, out);
-            }
-            _ => {}
+        if let Some(length) = self.told_length() {
+            write_length(length, out);
         }
         let unsized_body = matches!(framing, Framing::Chunked | Framing::Close);
         if unsized_body && !hop.request.http10 {
             write(out, "transfer-encoding", b"chunked");
         }
-        if switched {
+        if self.status == StatusCode::SWITCHING_PROTOCOLS {
             response.close = true;
-            write(out, "upgrade", facts.upgrade.ok_or(Malformed)?);
+            write(out, "upgrade", self.facts.upgrade.ok_or(Malformed)?);
             write(out, "connection", b"upgrade");
         } else {
             write_connection(response.close, hop.request.http10, out);
         }
-        if !facts.dated {
+        if !self.facts.dated {
             write(out, "date", (hop.date)().as_bytes());
         }
         out.extend_from_slice(b"\r\n");
         Ok(response)
+    }
+
+    /// For clients of HTTP/1.0 there are none of class 1xx (RFC 9110 §15.2), and a 100 would answer what only we asked. Edits take
+    /// fields away; what they add comes with the real response.
+    fn rewrite_interim(&self, hop: Hop<'_>, out: &mut Vec<u8>) {
+        out.clear();
+        if hop.request.http10 || self.status == StatusCode::CONTINUE {
+            return;
+        }
+        write_status_line(self.status, self.reason, false, out);
+        self.write_fields(hop, out);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    fn write_fields(&self, hop: Hop<'_>, out: &mut Vec<u8>) {
+        let edited = !hop.edits.is_empty();
+        for field in self.fields {
+            if self.passes(field.name) && !(edited && hop.edits.drops(field.name)) {
+                write(out, field.name, field.value);
+            }
+        }
     }
 }
 
@@ -301,7 +358,15 @@ mod tests {
         );
         check("HTTP/1.1 204 No Content\r\n\r\n", &GET, Framing::None, "HTTP/1.1 204 No Content\r\ndate: now\r\n\r\n");
         let informational = run("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n", &GET).expect("good").expect("whole");
-        assert_eq!(informational.1, "");
+        assert_eq!(informational.1, "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n");
+        assert!(informational.0.is_interim());
+        for (text, request) in [
+            ("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n", Request { http10: true, ..GET }),
+            ("HTTP/1.1 100 Continue\r\nlink: x\r\n\r\n", GET),
+        ] {
+            let (_, out) = run(text, &request).expect("good").expect("whole");
+            assert_eq!(out, "", "{text:?} is not for this client");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
+use std::rc::Rc;
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
@@ -16,17 +17,21 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{AlertDescription, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::alt_names::AnyOf;
 use super::io::{Link, Shared};
+use super::pool::ConnectError;
 use crate::policy::UpstreamTls;
 use crate::snapshot::routes::CertificatePlan;
 
 /// What HTTP sites offer, best first.
-pub(crate) const ALPN_HTTP: &[&[u8]] = &[b"h2", ALPN_HTTP1];
+pub(crate) const ALPN_HTTP: &[&[u8]] = &[ALPN_HTTP2, ALPN_HTTP1];
+/// HTTP/2 alone.
+pub(crate) const ALPN_HTTP2: &[u8] = b"h2";
 /// HTTP/1.1 alone.
 pub(crate) const ALPN_HTTP1: &[u8] = b"http/1.1";
 /// TLS settings towards endpoints that a thread remembers; beyond, the oldest are made anew when needed.
@@ -178,32 +183,57 @@ impl ResolvesServerCert for Certificates {
 }
 
 /// TLS settings towards endpoints.
-#[derive(Clone)]
 pub(crate) struct Connector {
     /// Unique in its thread, not 0: connections opened with other settings are not used.
     pub id: u64,
-    config: Arc<ClientConfig>,
+    http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
     name: ServerName<'static>,
 }
 
 impl Connector {
-    /// The handshake over a new connection.
+    fn new(id: u64, policy: &UpstreamTls) -> Option<Self> {
+        let http1 = client_config(policy, &[ALPN_HTTP1])?;
+        let mut http2 = (*http1).clone();
+        http2.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+        let name = ServerName::try_from(policy.hostname.to_string()).ok()?;
+        Some(Self { id, http1, http2: Arc::new(http2), name })
+    }
+
+    /// The handshake over a new connection, for HTTP/1.1.
     pub async fn secure(&self, stream: TcpStream) -> std::io::Result<Link> {
-        let stream = TlsConnector::from(self.config.clone()).connect(self.name.clone(), stream).await?;
+        let stream = TlsConnector::from(self.http1.clone()).connect(self.name.clone(), stream).await?;
         Ok(Link::Tls(Box::new(Shared::new(stream))))
     }
+
+    /// Likewise for HTTP/2, which the endpoint must agree to (RFC 9113 §3.2).
+    pub async fn secure_http2(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let connecting = TlsConnector::from(self.http2.clone()).connect(self.name.clone(), stream);
+        let stream = connecting.await.map_err(|error| {
+            let tls = error.get_ref().and_then(|error| error.downcast_ref());
+            match tls {
+                Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => ConnectError::Alpn,
+                _ => ConnectError::Tls(error),
+            }
+        })?;
+        let agreed = stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2);
+        if agreed { Ok(stream) } else { Err(ConnectError::Alpn) }
+    }
 }
+
+/// What became of a policy.
+type Made = (Arc<UpstreamTls>, Option<Rc<Connector>>);
 
 /// A thread's [`Connector`]s by policy.
 #[derive(Default)]
 pub(crate) struct Connectors {
-    known: RefCell<Vec<(Arc<UpstreamTls>, Option<Connector>)>>,
+    known: RefCell<Vec<Made>>,
     next_id: std::cell::Cell<u64>,
 }
 
 impl Connectors {
-    /// The connector for HTTP/1.1 endpoints under a policy; `None` if its certificates or name cannot be used.
-    pub fn get(&self, policy: &Arc<UpstreamTls>) -> Option<Connector> {
+    /// The connector for endpoints under a policy; `None` if its certificates or name cannot be used.
+    pub fn get(&self, policy: &Arc<UpstreamTls>) -> Option<Rc<Connector>> {
         let mut known = self.known.borrow_mut();
         // The same policy is usually the same object, too.
         let found = known.iter().find(|(key, _)| Arc::ptr_eq(key, policy));
@@ -211,10 +241,7 @@ impl Connectors {
             return connector.clone();
         }
         self.next_id.set(self.next_id.get() + 1);
-        let made = client_config(policy, &[ALPN_HTTP1]).and_then(|config| {
-            let name = ServerName::try_from(policy.hostname.to_string()).ok()?;
-            Some(Connector { id: self.next_id.get(), config, name })
-        });
+        let made = Connector::new(self.next_id.get(), policy).map(Rc::new);
         if known.len() >= MAX_CONNECTORS {
             known.remove(0);
         }

@@ -10,13 +10,14 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::backend::BackendCell;
+use crate::backend::{Backend, BackendCell};
 use crate::balance::Control;
 use crate::policy::RequestPolicy;
 use crate::snapshot::routes::{
     BackendRef, Challenges, Filter, HostPattern, HostsPlan, HttpPlan, PathMatch, RuleId, RulePlan, ValueMatch,
     WeightedBackend,
 };
+use crate::snapshot::{AppProtocol, RouteKind};
 use crate::stats::RouteStats;
 use paths::Paths;
 
@@ -66,6 +67,8 @@ pub(crate) struct Rule {
     pub control: Control,
     /// Who gets copies, by the rule's filters.
     pub mirrors: Box<[Mirror]>,
+    /// Endpoints speak HTTP/2 whatever their port says: those of a GRPCRoute.
+    http2: bool,
     conditions: Conditions,
 }
 
@@ -81,11 +84,12 @@ pub(crate) struct Mirror {
 
 impl Mirror {
     fn of(id: &RuleId, filters: &[Filter], resolve: &mut impl Resolve) -> Box<[Self]> {
+        let http2 = is_grpc(id);
         let mirrors = filters.iter().filter_map(|filter| match filter {
             Filter::Mirror { backend, numerator, denominator } => {
                 let id = RuleId { kind: "Mirror", ..id.clone() };
                 let (cell, stats) = (resolve.cell(backend)?, resolve.stats(&id));
-                let rule = Arc::new(Rule::of_service(id, cell, Arc::default(), stats));
+                let rule = Arc::new(Rule { http2, ..Rule::of_service(id, cell, Arc::default(), stats) });
                 Some(Self { rule, numerator: *numerator, denominator: (*denominator).max(1) })
             }
             _ => None,
@@ -259,6 +263,10 @@ impl HttpTable {
     }
 }
 
+fn is_grpc(id: &RuleId) -> bool {
+    id.kind == RouteKind::GRPCRoute.as_str()
+}
+
 fn hosts_table(plan: &HostsPlan, resolve: &mut impl Resolve) -> ByHost<Paths> {
     let mut hosts = ByHost::default();
     for (host, rules) in &plan.hosts {
@@ -275,6 +283,7 @@ impl Rule {
         let backends: Box<[Weighted]> =
             plan.backends.iter().map(|share| Weighted::compile(&plan.id, share, resolve)).collect();
         Self {
+            http2: is_grpc(&plan.id),
             id: plan.id.clone(),
             path: plan.path.clone(),
             filters: plan.filters.clone().into(),
@@ -305,8 +314,14 @@ impl Rule {
             policy,
             stats,
             mirrors: Box::default(),
+            http2: false,
             conditions: Conditions::default(),
         }
+    }
+
+    /// Whether HTTP/2 is spoken to the endpoints of one of its backends.
+    pub fn speaks_http2(&self, backend: &Backend) -> bool {
+        self.http2 || backend.app == AppProtocol::H2c
     }
 
     /// The index of the share for a request; `random` gives any number.

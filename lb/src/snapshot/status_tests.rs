@@ -128,8 +128,8 @@ fn a_gateway_has_the_addresses_that_it_asks_for_or_says_that_it_has_not() {
         gateway
     };
     let check = |addresses: Value, current: &[&str], expected: [&str; 2], then: &[&str]| {
-        let compiler = world(&[asked(&addresses, current, None)]);
-        let status = status(&planned(&compiler, &report(&[(80, true)])), Kind::Gateway).expect("a status");
+        let mut compiler = world(&[asked(&addresses, current, None)]);
+        let status = status(&planned(&mut compiler, &report(&[(80, true)])), Kind::Gateway).expect("a status");
         assert_eq!(conditions(&status["conditions"]), expected, "{status}");
         let values: Vec<&str> =
             status["addresses"].as_array().expect("addresses").iter().filter_map(|a| a["value"].as_str()).collect();
@@ -153,8 +153,8 @@ fn a_gateway_has_the_addresses_that_it_asks_for_or_says_that_it_has_not() {
         &[],
     );
     // Where only others may serve it, what they have said of this generation stands.
-    let compiler = world(&[asked(&json!([{"value": theirs}]), &[], Some(3))]);
-    let status = status(&planned(&compiler, &report(&[(80, true)])), Kind::Gateway).expect("a status");
+    let mut compiler = world(&[asked(&json!([{"value": theirs}]), &[], Some(3))]);
+    let status = status(&planned(&mut compiler, &report(&[(80, true)])), Kind::Gateway).expect("a status");
     assert!(conditions(&status["conditions"]).contains(&programmed.to_owned()), "{status}");
 }
 
@@ -166,7 +166,7 @@ fn a_gateway_that_is_not_accepted_serves_nothing() {
         "rules": [{"backendRefs": [{"name": "web", "port": 80}]}]}});
     let mut compiler = world(&[edge, route]);
     assert_eq!(compiler.snapshot().listeners.len(), 0);
-    let plan = planned(&compiler, &report(&[]));
+    let plan = planned(&mut compiler, &report(&[]));
     let gateway = status(&plan, Kind::Gateway).expect("a status");
     let listener = conditions(&gateway["listeners"][0]["conditions"]);
     assert_eq!(listener[0], "Accepted=False/Pending");

@@ -274,7 +274,28 @@ fn message_cases() -> Vec<Case> {
         ("§8.5 CONNECT with a path", fields(&[(":method", "CONNECT"), SCHEME, PATH, HOST]), MALFORMED),
         (
             "RFC 8441 CONNECT with a protocol that is not offered",
-            fields(&[(":method", "CONNECT"), (":protocol", "websocket"), SCHEME, PATH, HOST]),
+            fields(&[(":method", "CONNECT"), (":protocol", "connect-udp"), SCHEME, PATH, HOST]),
+            &[Status(501)],
+        ),
+        (
+            "RFC 8441 CONNECT with a protocol and no path",
+            fields(&[(":method", "CONNECT"), (":protocol", "websocket"), SCHEME, HOST]),
+            MALFORMED,
+        ),
+        (
+            "RFC 8441 CONNECT with a length",
+            headers(
+                END_HEADERS,
+                1,
+                &block(&[
+                    (":method", "CONNECT"),
+                    (":protocol", "websocket"),
+                    SCHEME,
+                    PATH,
+                    HOST,
+                    ("content-length", "1"),
+                ]),
+            ),
             MALFORMED,
         ),
         (

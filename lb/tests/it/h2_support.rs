@@ -10,7 +10,7 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -204,6 +204,18 @@ impl H2Client {
         Self { sender, connection: tokio::spawn(connection) }
     }
 
+    /// Likewise once the server has said what it offers.
+    pub async fn connect_extended(addr: SocketAddr) -> Self {
+        let client = Self::connect(addr).await;
+        let wait = async {
+            while !client.sender.is_extended_connect_protocol_enabled() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("extended CONNECT is offered");
+        client
+    }
+
     /// Opens a stream.
     pub async fn open(
         &mut self,
@@ -287,7 +299,8 @@ pub async fn write(sink: &mut SendStream<Bytes>, mut data: Bytes, end: bool) -> 
 }
 
 /// An HTTP/2 endpoint. Paths: `/` its name, `/echo` body and trailers back as they come, `/headers` the head as text, `/never` no answer,
-/// `/grpc` a gRPC message and a status in trailers, `/grpc-error` trailers-only, `/cut` a body that breaks off, `/big` 1 MiB.
+/// `/grpc` a gRPC message and a status in trailers, `/grpc-error` trailers-only, `/cut` a body that breaks off, `/big` 1 MiB, `/hints` a 103
+/// with a link 20 ms before its name, `/floods` nothing but those.
 pub struct H2Endpoint {
     pub addr: SocketAddr,
     pub connections: Arc<AtomicU64>,
@@ -304,6 +317,19 @@ impl H2Endpoint {
     }
 
     pub async fn with(name: &str, builder: h2::server::Builder) -> Self {
+        Self::behind(name, builder, |stream| async { Some(stream) }).await
+    }
+
+    /// Likewise behind something that `open` makes of a connection.
+    pub async fn behind<IO, F>(
+        name: &str,
+        builder: h2::server::Builder,
+        open: impl Fn(TcpStream) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        F: Future<Output = Option<IO>> + Send + 'static,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = Self {
             addr: listener.local_addr().unwrap(),
@@ -326,7 +352,9 @@ impl H2Endpoint {
                 connections.fetch_add(1, Relaxed);
                 let (requests, cancelled, kill, name, goodbye, builder) =
                     (requests.clone(), cancelled.clone(), kill.clone(), name.clone(), goodbye.clone(), builder.clone());
+                let opened = open(stream);
                 tokio::spawn(async move {
+                    let Some(stream) = opened.await else { return };
                     let Ok(mut connection) = builder.handshake::<_, Bytes>(stream).await else { return };
                     let mut leaving = false;
                     loop {
@@ -385,6 +413,11 @@ impl Drop for H2Endpoint {
     }
 }
 
+/// Early Hints (RFC 8297) with a field that belongs to the hop, too.
+fn hint() -> Response<()> {
+    Response::builder().status(103).header("link", "</a.css>; rel=preload").header("x-gone", "1").body(()).unwrap()
+}
+
 async fn respond_to(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
@@ -432,6 +465,15 @@ async fn respond_to(
             sink.send_reset(h2::Reason::INTERNAL_ERROR);
             Ok(())
         }
+        "/hints" => {
+            respond.send_informational(hint())?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            respond.send_response(Response::new(()), false)?.send_data(Bytes::copy_from_slice(name.as_bytes()), true)
+        }
+        "/floods" => loop {
+            respond.send_informational(hint())?;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        },
         "/big" => {
             let mut sink = respond.send_response(Response::new(()), false)?;
             write(&mut sink, vec![b'x'; 1024 * 1024].into(), true).await

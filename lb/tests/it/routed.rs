@@ -11,7 +11,7 @@ use scaleup_lb::snapshot::routes::{
     BackendRef, CertificatePlan, Filter, HostPattern, HostPort, HostsPlan, HttpPlan, ListenerPlan, Mode, PathMatch,
     RuleId, RulePlan, TlsAction, TlsSite, WeightedBackend,
 };
-use scaleup_lb::snapshot::{PlanConfig, Protocol, ServiceKey, Snapshot, plan};
+use scaleup_lb::snapshot::{AppProtocol, PlanConfig, Protocol, ServiceKey, Snapshot, plan};
 use scaleup_lb::{Config, Lb};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -27,6 +27,8 @@ pub const PORT: u16 = 8080;
 #[derive(Clone, Default)]
 pub struct Setup {
     services: Vec<(&'static str, Vec<SocketAddr>, ServicePolicy)>,
+    /// Services whose endpoints speak HTTP/2.
+    h2c: BTreeSet<&'static str>,
     listeners: BTreeMap<u16, Option<Mode>>,
 }
 
@@ -40,6 +42,12 @@ impl Setup {
     pub fn service_with(mut self, name: &'static str, endpoints: &[SocketAddr], policy: ServicePolicy) -> Self {
         self.services.retain(|(known, _, _)| *known != name);
         self.services.push((name, endpoints.to_vec(), policy));
+        self
+    }
+
+    /// HTTP/2 is spoken to the endpoints of a Service.
+    pub fn h2c(mut self, name: &'static str) -> Self {
+        self.h2c.insert(name);
         self
     }
 
@@ -70,6 +78,9 @@ impl Setup {
         for (name, _, policy) in &self.services {
             let plan = Arc::make_mut(snapshot.services.get_mut(&ServiceKey::new("shop", name)).unwrap());
             plan.ports[0].policy = Arc::new(policy.clone());
+            if self.h2c.contains(name) {
+                plan.ports[0].app = AppProtocol::H2c;
+            }
         }
         snapshot.routed = Arc::new(self.services.iter().map(|(name, _, _)| to(name)).collect::<BTreeSet<_>>());
         for (port, mode) in &self.listeners {

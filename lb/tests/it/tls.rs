@@ -18,7 +18,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::routed::*;
 use crate::support::PATIENCE;
 
-fn certificate(names: &[&str]) -> Arc<CertificatePlan> {
+pub fn certificate(names: &[&str]) -> Arc<CertificatePlan> {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let made = rcgen::generate_simple_self_signed(names).unwrap();
     Arc::new(CertificatePlan {
@@ -215,6 +215,19 @@ async fn tls_may_end_here_for_other_protocols() {
 
 /// An endpoint that answers over TLS, and demands `client` if there is one.
 async fn tls_endpoint(cert: &CertificatePlan, client: Option<&CertificatePlan>) -> Scripted {
+    let acceptor = acceptor(cert, client, &[]);
+    Scripted::behind(
+        |request, _| Act::reply(200, request),
+        move |stream| {
+            let acceptor = acceptor.clone();
+            async move { acceptor.accept(stream).await.ok() }
+        },
+    )
+    .await
+}
+
+/// TLS as an endpoint has it, with the protocols `alpn`; demands `client` if there is one.
+pub fn acceptor(cert: &CertificatePlan, client: Option<&CertificatePlan>, alpn: &[&[u8]]) -> TlsAcceptor {
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
     let builder = match client {
         None => builder.with_no_client_auth(),
@@ -226,15 +239,9 @@ async fn tls_endpoint(cert: &CertificatePlan, client: Option<&CertificatePlan>) 
         }
     };
     let key = PrivateKeyDer::from_pem_slice(&cert.key_pem).unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(builder.with_single_cert(vec![der(cert)], key).unwrap()));
-    Scripted::behind(
-        |request, _| Act::reply(200, request),
-        move |stream| {
-            let acceptor = acceptor.clone();
-            async move { acceptor.accept(stream).await.ok() }
-        },
-    )
-    .await
+    let mut config = builder.with_single_cert(vec![der(cert)], key).unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    TlsAcceptor::from(Arc::new(config))
 }
 
 #[tokio::test(flavor = "multi_thread")]

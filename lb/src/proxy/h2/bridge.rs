@@ -15,7 +15,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 
 use super::transfer::{both, send};
-use super::upstream::{self, Lease};
+use super::upstream::{Came, Heads, Lease};
 use super::{Broke, response};
 use crate::proxy::chunked::{Chunked, LAST_CHUNK, Output, write_chunk};
 use crate::proxy::fields::{Field, content_length, kind, write};
@@ -64,8 +64,13 @@ async fn run(pipe: DuplexStream, lease: &Lease, tls: bool, patience: Duration) -
         Err(Broke::Client)
     };
     let download = async {
-        let response = future.await.map_err(|error| upstream::broke(&error))?;
-        relay(response, is_head, &mut writer).await
+        let mut heads = Heads::counted(future);
+        loop {
+            match heads.next().await? {
+                Came::Interim(interim) => relay_interim(&interim, &mut writer).await?,
+                Came::Head(response) => return relay(response, is_head, &mut writer).await,
+            }
+        }
     };
     both(upload, download).await.map(|((), _)| ())
 }
@@ -177,19 +182,30 @@ async fn upload(
     }
 }
 
+/// The beginning of a head: everything but framing.
+fn head(status: StatusCode, fields: &HeaderMap) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    out.extend_from_slice(format!("HTTP/1.1 {status}\r\n").as_bytes());
+    for (name, value) in fields.iter().filter(|(name, _)| kind(name.as_str()).is_none()) {
+        write(&mut out, name.as_str(), value.as_bytes());
+    }
+    out
+}
+
+/// The engine decides whether the client gets it.
+async fn relay_interim(interim: &Response<()>, writer: &mut WriteHalf<DuplexStream>) -> Result<(), Broke> {
+    let mut out = head(interim.status(), interim.headers());
+    out.extend_from_slice(b"\r\n");
+    writer.write_all(&out).await.map_err(|_| Broke::Client)
+}
+
 async fn relay(
     response: Response<RecvStream>,
     is_head: bool,
     writer: &mut WriteHalf<DuplexStream>,
 ) -> Result<(), Broke> {
     let (parts, mut body) = response.into_parts();
-    let mut out = Vec::with_capacity(512);
-    out.extend_from_slice(format!("HTTP/1.1 {}\r\n", parts.status).as_bytes());
-    for (name, value) in &parts.headers {
-        if kind(name.as_str()).is_none() {
-            write(&mut out, name.as_str(), value.as_bytes());
-        }
-    }
+    let mut out = head(parts.status, &parts.headers);
     let length = parts.headers.get(header::CONTENT_LENGTH);
     let bodiless = is_head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let is_chunked = match length {
@@ -286,7 +302,7 @@ mod tests {
         let text = addr.to_string();
         let (pool, backend) = (Pool::default(), backend(&[&text], false));
         let patience = Duration::from_secs(20);
-        let lease = pool.checkout(&backend.endpoints[0], patience).await.expect("a stream");
+        let lease = pool.checkout(&backend.endpoints[0], None, patience).await.expect("a stream");
         let mut pipe = connect(lease, false, patience);
         pipe.write_all(request.as_bytes()).await.expect("a pipe");
         let mut got = String::new();

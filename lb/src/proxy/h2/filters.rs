@@ -45,11 +45,22 @@ pub(super) fn response(filters: Filters<'_>, own: &Fields, session: Option<&(&st
     }
 }
 
-fn edit(edits: Edits<'_>, fields: &mut HeaderMap) {
+/// Takes from a head of class 1xx what would be taken from the response's.
+pub(super) fn interim(filters: Filters<'_>, own: &Fields, fields: &mut HeaderMap) {
+    if !filters.is_empty() || !own.is_empty() {
+        drop_fields(filters.response_edits(own), fields);
+    }
+}
+
+fn drop_fields(edits: Edits<'_>, fields: &mut HeaderMap) {
     let dropped: Vec<HeaderName> = fields.keys().filter(|name| edits.drops(name.as_str())).cloned().collect();
     for name in dropped {
         fields.remove(name);
     }
+}
+
+fn edit(edits: Edits<'_>, fields: &mut HeaderMap) {
+    drop_fields(edits, fields);
     for (name, value) in edits.added() {
         if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
             fields.append(name, value);
@@ -101,7 +112,7 @@ mod tests {
         let mut head = head();
         request(Filters::of_rule(&rule), &mut head, &rule);
         let mut out = Vec::new();
-        head.write_http1(&mut out);
+        head.write_http1(None, &mut out);
         let expected = "GET /new/x?q=1 HTTP/1.1|host: B.example|x-kept: 1|x-kept: 3|x-set: 2||";
         assert_eq!(String::from_utf8_lossy(&out).replace("\r\n", "|"), expected);
         assert_eq!(head.host(), "b.example");

@@ -3,38 +3,33 @@
 //! Retries as in HTTP/1.1 ([`crate::proxy::http`]): an endpoint that saw nothing of a request is replaced by the next one; what an
 //! endpoint may have seen is sent again only if the rule's policy allows and nothing of a body was taken from the client.
 
-use std::cell::Cell;
-use std::future::Future;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, Request, Response, StatusCode};
+use h2::{Reason, RecvStream};
+use http::{Request, Response, StatusCode};
 
 use super::answer::{Answer, effective_status};
 use super::head::Head;
 use super::meter::Meter;
-use super::{Broke, filters, http1, http2, response};
+use super::stream::{Reply, Stream, until_cancelled};
+use super::{Broke, copies, filters, hedge, http1, http2, websocket};
 use crate::access::{Flags, Wire};
 use crate::backend::{Backend, EndpointState, Tried};
 use crate::balance::session::{self, Chosen};
 use crate::balance::{self, Choice, Outcome, Permit, Refusal, affinity, may_retry};
-use crate::proxy::attempt::{self, checkout, connector_id};
+use crate::proxy::attempt::{self, connector_id};
 use crate::proxy::filters::{Fields, Filters, Place};
 use crate::proxy::held::Unseen;
 use crate::proxy::local::Seen;
-use crate::proxy::pool::ConnectError;
 use crate::proxy::record::Record;
 use crate::proxy::request::{Client, Framing, Reject};
 use crate::proxy::site::Target;
 use crate::proxy::worker::Worker;
 use crate::route::{Rule, Weighted};
-use crate::snapshot::AppProtocol;
 use crate::stats::add;
 
 /// Attempts per request, stale pooled connections included.
@@ -53,31 +48,20 @@ pub(super) struct Context {
     pub meter: Rc<Meter>,
 }
 
-/// A client's stream while its request is served.
-pub(super) struct Stream {
-    body: RecvStream,
-    respond: SendResponse<Bytes>,
-    /// Something of the body was taken: the request cannot be sent again.
-    taken: Cell<bool>,
-    /// The response has begun.
-    answered: Cell<bool>,
-    /// Payload bytes received.
-    received: Cell<u64>,
-    continued: Cell<bool>,
-}
-
 /// What an attempt is about.
+#[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     pub head: &'a Head,
     pub record: &'a Record,
-    filters: Filters<'a>,
-    own_fields: &'a Fields,
-    endpoint: &'a EndpointState,
-    /// Retries so far, and whether another one may follow a status.
-    retries: u32,
-    begun: Instant,
-    head_timeout: Option<Duration>,
-    meter: &'a Meter,
+    pub filters: Filters<'a>,
+    pub own_fields: &'a Fields,
+    pub endpoint: &'a Arc<EndpointState>,
+    /// Retries so far, on which it depends whether another one may follow a status.
+    pub retries: u32,
+    pub begun: Instant,
+    /// Longest wait for the response's head.
+    pub head_timeout: Option<Duration>,
+    pub meter: &'a Meter,
 }
 
 /// Serves a request.
@@ -86,14 +70,7 @@ pub(super) async fn serve(context: Rc<Context>, request: Request<RecvStream>, re
     let ended = body.is_end_stream();
     let (method, is_grpc) = (parts.method.clone(), super::head::is_grpc(&parts.headers));
     let request = Request::from_parts(parts, ());
-    let mut stream = Stream {
-        body,
-        respond,
-        taken: Cell::new(false),
-        answered: Cell::new(false),
-        received: Cell::new(0),
-        continued: Cell::new(false),
-    };
+    let mut stream = Stream::new(body, respond);
     match Head::check(request, ended, context.peer, &context.worker.config) {
         Ok(head) => route(&context, &mut stream, head).await,
         Err(Reject { status, reason }) => {
@@ -145,15 +122,15 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
         return refuse(None, stream, &head, StatusCode::NOT_FOUND, "no route matches this request");
     };
     let place = Place { https: context.target.is_tls(), port };
-    let Chosen { share, backend, session } = session::choose(&rule, &head, place.https, rand::random);
-    let share = share.and_then(|index| rule.backends.get(index));
+    let Chosen { share: chosen, backend, session } = session::choose(&rule, &head, place.https, rand::random);
+    let share = chosen.and_then(|index| rule.backends.get(index));
     let all = share.map_or(Filters::of_rule(&rule), |share| Filters::of_share(&rule, share));
     if !all.is_empty()
         && let Some(answer) = filters::answer(all, &head, &rule, place)
     {
         return context.answer(Some(&rule), answer, stream, &head);
     }
-    let Some(share) = share else {
+    let (Some(index), Some(share)) = (chosen, share) else {
         return refuse(Some(&rule), stream, &head, StatusCode::INTERNAL_SERVER_ERROR, "the route has no backend");
     };
     let Some(backend) = backend else {
@@ -166,7 +143,7 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
         );
     };
     let record = Record::start(context.worker.clone(), rule.clone(), backend, session);
-    admit(context, stream, &mut head, &record, (share, all, place)).await;
+    admit(context, stream, &mut head, &record, (index, share, all, place)).await;
     if record.wants_description() {
         record.describe(&head, context.wire());
     }
@@ -179,7 +156,7 @@ async fn admit(
     stream: &mut Stream,
     head: &mut Head,
     record: &Record,
-    (share, all, place): (&Weighted, Filters<'_>, Place),
+    (index, share, all, place): (usize, &Weighted, Filters<'_>, Place),
 ) {
     let rule = &record.rule;
     let limit = rule.policy.max_body_bytes;
@@ -217,26 +194,17 @@ async fn admit(
     if !all.is_empty() {
         filters::request(all, head, rule);
     }
+    stream.copy = copies::begin(&context.worker, head, rule, index);
     let attempts = attempts(context, stream, head, record, (share, &own_fields, &permit), &choice);
     let failure = match rule.policy.request_timeout {
         None => attempts.await,
         Some(timeout) => tokio::time::timeout(timeout, attempts).await.unwrap_or(Err(Failure::RequestTimeout)),
     };
-    if let Err(failure) = failure {
-        fail(failure, stream, head, record);
+    match (failure, stream.copy.take()) {
+        (Err(failure), _) => fail(failure, stream, head, record),
+        (Ok(()), Some(copy)) => copies::finish(&context.worker, head, rule, index, copy),
+        (Ok(()), None) => {}
     }
-}
-
-/// Runs `work` unless the client cancels the request first.
-async fn until_cancelled<T>(respond: &mut SendResponse<Bytes>, work: impl Future<Output = T>) -> Option<T> {
-    let mut work = pin!(work);
-    std::future::poll_fn(|cx| {
-        if let Poll::Ready(done) = work.as_mut().poll(cx) {
-            return Poll::Ready(Some(done));
-        }
-        respond.poll_reset(cx).map(|_| None)
-    })
-    .await
 }
 
 /// Sends the request to an endpoint, or another, until a response has been delivered.
@@ -251,6 +219,9 @@ async fn attempts(
     let worker = &context.worker;
     let (backend, rule) = (&*record.backend, &*record.rule);
     let stats = backend.stats.shard(worker.index);
+    if head.websocket && rule.speaks_http2(backend) {
+        return Err(Failure::NoTunnel);
+    }
     let mut tried = Tried::default();
     let mut failure = Failure::NoEndpoints;
     let mut retries = 0;
@@ -270,12 +241,19 @@ async fn attempts(
             head_timeout: rule.policy.response_timeout.or(worker.config.response_header_timeout),
             meter: &context.meter,
         };
-        let (broke, pooled) = match job.run(worker, stream, endpoint).await {
+        let ended = match rule.policy.hedging {
+            Some(hedging) if head.is_idempotent() && head.framing == Framing::None && !head.websocket => {
+                // Boxed, so that other requests need no room for it.
+                Box::pin(hedge::race(&job, stream, index, choice, hedging)).await
+            }
+            _ => job.run(worker, stream, endpoint).await,
+        };
+        let (broke, pooled) = match ended {
             Ok(()) => return Ok(()),
             Err(broke) => broke,
         };
         let (outcome, next) = match broke {
-            Attempt::NotConnected(error) => (Outcome::ConnectFailed, error),
+            Attempt::NotConnected(failure) => (Outcome::ConnectFailed, Failure::Connect(failure)),
             Attempt::Broke(Broke::Unsent | Broke::Endpoint) => (Outcome::Reset, Failure::Broken),
             Attempt::Broke(Broke::Timeout) => (Outcome::TimedOut, Failure::ResponseTimeout),
             Attempt::Broke(Broke::Status(status)) => {
@@ -284,11 +262,11 @@ async fn attempts(
             Attempt::Broke(Broke::Malformed) => return Err(Failure::Malformed),
             Attempt::Broke(broke) => return Err(Failure::Request(broke)),
         };
-        if stream.answered.get() {
+        if stream.is_answered() {
             return Err(Failure::Request(Broke::Midway));
         }
         let unseen = matches!(broke, Attempt::NotConnected(_) | Attempt::Broke(Broke::Unsent));
-        if stream.taken.get() {
+        if stream.is_taken() {
             return Err(next);
         }
         failure = next;
@@ -322,9 +300,17 @@ async fn attempts(
 
 /// How an attempt ended that did not deliver a response.
 #[derive(Clone, Copy)]
-enum Attempt {
-    NotConnected(Failure),
+pub(super) enum Attempt {
+    NotConnected(attempt::Failure),
     Broke(Broke),
+}
+
+/// A connection, unless the client was gone first.
+fn connected<T>(result: Option<Result<T, attempt::Failure>>) -> Result<T, (Attempt, bool)> {
+    match result {
+        None => Err((Attempt::Broke(Broke::Client), false)),
+        Some(connection) => connection.map_err(|failure| (Attempt::NotConnected(failure), false)),
+    }
 }
 
 impl Job<'_> {
@@ -336,28 +322,27 @@ impl Job<'_> {
         endpoint: &Arc<EndpointState>,
     ) -> Result<(), (Attempt, bool)> {
         let backend = &*self.record.backend;
-        let stats = backend.stats.shard(worker.index);
-        let timeout = backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout);
-        if backend.app == AppProtocol::H2c && backend.policy.upstream_tls.is_none() {
-            let lease = until_cancelled(&mut stream.respond, worker.h2.pool.checkout(endpoint, timeout)).await;
-            let lease = self.connected(lease, endpoint, worker)?;
-            add(if lease.pooled { &stats.upstream_reused } else { &stats.upstream_opened }, 1);
-            let Some(request) = self.head.to_http2(false) else {
+        if self.record.rule.speaks_http2(backend) {
+            let lease = attempt::lease(worker, backend, endpoint, self.begun);
+            let lease = connected(until_cancelled(&mut stream.respond, lease).await)?;
+            let Some(request) = self.head.to_http2(backend.policy.upstream_tls.is_some()) else {
                 return Err((Attempt::Broke(Broke::Unsent), false));
             };
             self.record.sent_to(endpoint, self.begun);
             let result = http2::exchange(stream, self, &lease, request).await;
             return result.map_err(|broke| (Attempt::Broke(broke), lease.pooled));
         }
-        let connection = checkout(worker, backend, endpoint, self.begun);
-        let (mut upstream, is_pooled) = match until_cancelled(&mut stream.respond, connection).await {
-            None => return Err((Attempt::Broke(Broke::Client), false)),
-            Some(Ok(connection)) => connection,
-            Some(Err(failure)) => return Err((Attempt::NotConnected(Failure::Connect(failure)), false)),
-        };
+        let connection = attempt::checkout(worker, backend, endpoint, self.begun, false);
+        let (mut upstream, is_pooled) = connected(until_cancelled(&mut stream.respond, connection).await)?;
         self.record.sent_to(endpoint, if is_pooled { self.begun } else { Instant::now() });
         let (reader, writer) = upstream.stream.halves();
-        match http1::exchange(stream, self, reader, writer).await {
+        let exchanged = if self.head.websocket {
+            // Boxed, so that other requests need no room for it.
+            Box::pin(websocket::exchange(stream, self, reader, writer)).await
+        } else {
+            http1::exchange(stream, self, reader, writer).await
+        };
+        match exchanged {
             Ok(reusable) => {
                 if reusable {
                     worker.pool.borrow_mut().put(upstream, Instant::now());
@@ -365,33 +350,6 @@ impl Job<'_> {
                 Ok(())
             }
             Err(broke) => Err((Attempt::Broke(broke), is_pooled)),
-        }
-    }
-
-    /// Reports how connecting went.
-    fn connected<T>(
-        &self,
-        result: Option<Result<T, ConnectError>>,
-        endpoint: &EndpointState,
-        worker: &Worker,
-    ) -> Result<T, (Attempt, bool)> {
-        let backend = &*self.record.backend;
-        match result {
-            None => Err((Attempt::Broke(Broke::Client), false)),
-            Some(Ok(connection)) => {
-                endpoint.report(&backend.policy, Outcome::Connected(self.begun.elapsed()), worker.index);
-                Ok(connection)
-            }
-            Some(Err(error)) => {
-                endpoint.report(&backend.policy, Outcome::ConnectFailed, worker.index);
-                add(&backend.stats.shard(worker.index).connect_failures, 1);
-                tracing::debug!(service = %backend.service, endpoint = %endpoint.addr, %error, "endpoint is unreachable");
-                let failure = match error {
-                    ConnectError::Timeout => Failure::ConnectTimeout,
-                    ConnectError::Io(_) | ConnectError::Tls(_) => Failure::Unreachable,
-                };
-                Err((Attempt::NotConnected(failure), false))
-            }
         }
     }
 
@@ -406,7 +364,7 @@ impl Job<'_> {
         let status = effective_status(response.status(), response.headers());
         let outcome = Outcome::Status(status, self.begun.elapsed());
         self.endpoint.report(&backend.policy, outcome, self.record.worker.index);
-        let listed = !rule.policy.retries.statuses.is_empty() && !reply.taken.get();
+        let listed = !rule.policy.retries.statuses.is_empty() && !reply.is_taken();
         if listed && may_retry(rule, outcome, self.head.is_idempotent(), self.retries) {
             return Err(Broke::Status(status));
         }
@@ -414,110 +372,14 @@ impl Job<'_> {
     }
 }
 
-impl Stream {
-    /// The two directions.
-    pub fn split<'a>(&'a mut self, job: &'a Job<'_>) -> (Body<'a>, Reply<'a>) {
-        if job.head.expects_continue && !self.continued.replace(true) {
-            // A client that does not wait for it does not mind it.
-            let mut interim = Response::new(());
-            *interim.status_mut() = StatusCode::CONTINUE;
-            let _ = self.respond.send_informational(interim);
-        }
-        let limit = job.record.rule.policy.max_body_bytes.unwrap_or(u64::MAX);
-        let body =
-            Body { stream: &mut self.body, taken: &self.taken, received: &self.received, limit, record: job.record };
-        (body, Reply { respond: &mut self.respond, answered: &self.answered, taken: &self.taken })
-    }
-}
-
-/// The client's body on its way.
-pub(super) struct Body<'a> {
-    stream: &'a mut RecvStream,
-    taken: &'a Cell<bool>,
-    received: &'a Cell<u64>,
-    limit: u64,
-    record: &'a Record,
-}
-
-impl Body<'_> {
-    /// The next piece; the client may send more only once [`Body::pass`] is told that it went on.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, Broke> {
-        let next = std::future::poll_fn(|cx| self.stream.poll_data(cx)).await;
-        let Some(data) = next.transpose().map_err(|error| broke_body(&error))? else { return Ok(None) };
-        self.taken.set(true);
-        let received = self.received.get() + data.len() as u64;
-        self.received.set(received);
-        self.record.received(data.len() as u64);
-        if received > self.limit {
-            return Err(Broke::TooLarge);
-        }
-        Ok(Some(data))
-    }
-
-    /// That many bytes went on to the endpoint.
-    pub fn pass(&mut self, bytes: usize) {
-        // Fails only for a stream that is over.
-        let _ = self.stream.flow_control().release_capacity(bytes);
-    }
-
-    pub async fn trailers(&mut self) -> Result<Option<HeaderMap>, Broke> {
-        std::future::poll_fn(|cx| self.stream.poll_trailers(cx)).await.map_err(|error| broke_body(&error))
-    }
-}
-
-/// A body that contradicts its head is the crate's finding; everything else is a client that left.
-fn broke_body(error: &h2::Error) -> Broke {
-    if error.is_library() { Broke::BadBody } else { Broke::Client }
-}
-
-/// The response on its way to the client.
-pub(super) struct Reply<'a> {
-    respond: &'a mut SendResponse<Bytes>,
-    answered: &'a Cell<bool>,
-    taken: &'a Cell<bool>,
-}
-
-impl Reply<'_> {
-    /// Waits for the endpoint's head: as long as the client does, and no longer than allowed once the request is sent.
-    pub async fn wait<T>(
-        &mut self,
-        job: &Job<'_>,
-        uploaded: &Cell<bool>,
-        head: impl Future<Output = Result<T, Broke>>,
-    ) -> Result<T, Broke> {
-        let wait = until_cancelled(self.respond, head);
-        let Some(timeout) = job.head_timeout else { return wait.await.unwrap_or(Err(Broke::Client)) };
-        let mut wait = pin!(wait);
-        loop {
-            let sent = uploaded.get();
-            match tokio::time::timeout(timeout, wait.as_mut()).await {
-                Ok(done) => return done.unwrap_or(Err(Broke::Client)),
-                Err(_) if sent => return Err(Broke::Timeout),
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Begins the response; with `end` it is over.
-    pub fn head(&mut self, job: &Job<'_>, mut head: Response<()>, end: bool) -> Result<SendStream<Bytes>, Broke> {
-        let session = job.record.session_field();
-        filters::response(job.filters, job.own_fields, session.as_ref(), head.headers_mut());
-        response::finish(head.headers_mut());
-        self.answered.set(true);
-        job.record.answered(head.status());
-        job.meter.answered();
-        self.respond.send_response(head, end).map_err(|_| Broke::Client)
-    }
-}
-
 /// Why a request got no complete response.
 #[derive(Clone, Copy)]
 enum Failure {
     NoEndpoints,
-    Unreachable,
     /// Said by the part that opens connections.
     Connect(attempt::Failure),
-    ConnectTimeout,
+    /// A WebSocket for endpoints that speak HTTP/2.
+    NoTunnel,
     Broken,
     Malformed,
     ResponseTimeout,
@@ -532,9 +394,11 @@ impl Failure {
     fn status_and_text(self) -> (StatusCode, &'static str) {
         match self {
             Self::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, "has no ready endpoints"),
-            Self::Unreachable => (StatusCode::BAD_GATEWAY, "has endpoints, but none accepted a connection"),
+            Self::NoTunnel => {
+                let text = "speaks HTTP/2: for WebSockets its port's appProtocol must be kubernetes.io/ws or http";
+                (StatusCode::NOT_IMPLEMENTED, text)
+            }
             Self::Connect(failure) => failure.status_and_text(),
-            Self::ConnectTimeout => (StatusCode::GATEWAY_TIMEOUT, "has endpoints, but connecting timed out"),
             Self::Broken => (StatusCode::BAD_GATEWAY, "closed the connection before it responded"),
             Self::Malformed => (StatusCode::BAD_GATEWAY, "sent a response that is not valid HTTP"),
             Self::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "did not respond in time"),
@@ -553,7 +417,7 @@ fn fail(failure: Failure, stream: &mut Stream, head: &Head, record: &Record) {
     let reset = match failure {
         Failure::Request(Broke::Client) => Some(Reason::CANCEL),
         Failure::Request(Broke::BadBody) => Some(Reason::PROTOCOL_ERROR),
-        _ if stream.answered.get() => Some(Reason::INTERNAL_ERROR),
+        _ if stream.is_answered() => Some(Reason::INTERNAL_ERROR),
         _ => None,
     };
     if let Some(reason) = reset {
@@ -565,9 +429,8 @@ fn fail(failure: Failure, stream: &mut Stream, head: &Head, record: &Record) {
     let (status, text) = failure.status_and_text();
     record.flag(match failure {
         Failure::NoEndpoints => Flags::NO_ENDPOINT,
-        Failure::ConnectTimeout | Failure::ResponseTimeout | Failure::RequestTimeout => {
-            Flags::UPSTREAM_FAILED.with(Flags::TIMEOUT)
-        }
+        Failure::Connect(failure) => failure.flags(),
+        Failure::ResponseTimeout | Failure::RequestTimeout => Flags::UPSTREAM_FAILED.with(Flags::TIMEOUT),
         _ => Flags::UPSTREAM_FAILED,
     });
     give(Answer::new(status, &format!("service {} {text}", record.backend.service)), stream, head, record);

@@ -7,10 +7,12 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use bytes::Bytes;
+use h2::ext::Protocol;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, StatusCode, Uri};
 
+use super::websocket;
 use crate::config::ProxyConfig;
 use crate::proxy::fields::{Field, content_length, is_host, kind, write};
 use crate::proxy::path;
@@ -36,6 +38,8 @@ pub(crate) struct Head {
     pub expects_continue: bool,
     /// Content-type `application/grpc` or a variant of it.
     pub is_grpc: bool,
+    /// An extended CONNECT for a WebSocket (RFC 8441 §5). Its method is GET here, as in HTTP/1.1.
+    pub websocket: bool,
     pub client: IpAddr,
     /// The authority's host in lower case, if it is not in lower case already.
     lower: Option<Box<str>>,
@@ -49,9 +53,11 @@ impl Head {
     /// Checks a request's head; `ended`: there is no body.
     pub fn check(request: Request<()>, ended: bool, client: IpAddr, config: &ProxyConfig) -> Result<Self, Reject> {
         let (parts, ()) = request.into_parts();
-        let (method, mut fields) = (parts.method, parts.headers);
-        if method == Method::CONNECT {
-            return Err(Reject { status: StatusCode::METHOD_NOT_ALLOWED, reason: "CONNECT is not offered here" });
+        let (mut method, mut fields) = (parts.method, parts.headers);
+        let websocket = method == Method::CONNECT;
+        if websocket {
+            check_connect(parts.extensions.get(), &fields)?;
+            method = Method::GET;
         }
         if fields.len() > config.max_header_count {
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
@@ -66,6 +72,8 @@ impl Head {
         let authority = take_authority(uri.authority, &mut fields)?;
         let length = take_length(&fields)?;
         let framing = match (ended, length) {
+            // What the client sends belongs to the tunnel.
+            _ if websocket => Framing::None,
             (true, Some(1..)) => return Err(bad("the body is shorter than its Content-Length")),
             (true, _) | (false, Some(0)) => Framing::None,
             (false, Some(length)) => Framing::Length(length),
@@ -79,17 +87,20 @@ impl Head {
                 return Err(bad("a field's value begins or ends with white space"));
             }
             if kind(name.as_str()) == Some(Field::Expect) {
-                expects_continue = value.as_bytes().eq_ignore_ascii_case(b"100-continue") && !ended;
+                expects_continue = value.as_bytes().eq_ignore_ascii_case(b"100-continue") && !ended && !websocket;
             }
         }
         for name in [header::EXPECT, header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
             fields.remove(name);
         }
         fields.remove("http2-settings");
+        if websocket {
+            fields.remove(websocket::KEY);
+        }
         join_cookies(&mut fields)?;
         let is_grpc = is_grpc(&fields);
         let lower = lower(&authority);
-        Ok(Self { method, authority, path, fields, framing, expects_continue, is_grpc, client, lower })
+        Ok(Self { method, authority, path, fields, framing, expects_continue, is_grpc, websocket, client, lower })
     }
 
     /// Another receiver.
@@ -125,8 +136,8 @@ impl Head {
         }
     }
 
-    /// Appends the head in HTTP/1.1's form (RFC 9112 §3, §5).
-    pub fn write_http1(&self, out: &mut Vec<u8>) {
+    /// Appends the head in HTTP/1.1's form (RFC 9112 §3, §5). `key`: asks to switch to the WebSocket protocol (RFC 6455 §4.1).
+    pub fn write_http1(&self, key: Option<&str>, out: &mut Vec<u8>) {
         for part in [self.method.as_str(), " ", self.path.as_str(), " HTTP/1.1\r\n"] {
             out.extend_from_slice(part.as_bytes());
         }
@@ -144,6 +155,11 @@ impl Head {
             Framing::None => {}
             Framing::Length(length) => write(out, "content-length", length.to_string().as_bytes()),
             Framing::Chunked | Framing::Close => write(out, "transfer-encoding", b"chunked"),
+        }
+        if let Some(key) = key {
+            write(out, websocket::KEY.as_str(), key.as_bytes());
+            write(out, "upgrade", b"websocket");
+            write(out, "connection", b"upgrade");
         }
         out.extend_from_slice(b"\r\n");
     }
@@ -189,6 +205,19 @@ impl Head {
         };
         self.path = PathAndQuery::try_from(text).map_err(|_| ambiguous)?;
         Ok(())
+    }
+}
+
+/// A CONNECT opens a tunnel of ours only if it asks for a WebSocket (RFC 8441 §4, §5).
+fn check_connect(protocol: Option<&Protocol>, fields: &HeaderMap) -> Result<(), Reject> {
+    match protocol.map(Protocol::as_str) {
+        None => Err(Reject { status: StatusCode::METHOD_NOT_ALLOWED, reason: "CONNECT is not offered here" }),
+        Some(protocol) if !protocol.eq_ignore_ascii_case("websocket") => {
+            Err(Reject { status: StatusCode::NOT_IMPLEMENTED, reason: "only the protocol websocket is offered here" })
+        }
+        // RFC 9110 §9.3.6
+        Some(_) if fields.contains_key(header::CONTENT_LENGTH) => Err(bad("a tunnel has no Content-Length")),
+        Some(_) => Ok(()),
     }
 }
 
@@ -323,7 +352,7 @@ mod tests {
     #[track_caller]
     fn written(head: &Head, expected: &str) {
         let mut out = Vec::new();
-        head.write_http1(&mut out);
+        head.write_http1(None, &mut out);
         assert_eq!(String::from_utf8_lossy(&out).replace("\r\n", "\n"), expected);
     }
 

@@ -12,15 +12,15 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::Broke;
 use super::arena::Arena;
-use super::forward::{Body, Job, Reply, Stream};
+use super::forward::Job;
 use super::response::{self, Parsed};
+use super::stream::{Body, Reply, Stream};
 use super::transfer::{both, send};
 use crate::proxy::chunked::{Chunked, LAST_CHUNK, Output, write_chunk};
 use crate::proxy::fields::{kind, write};
 use crate::proxy::request::Framing;
+use crate::proxy::response::MAX_INFORMATIONAL;
 
-/// Responses of class 1xx before the real one.
-const MAX_INFORMATIONAL: u32 = 8;
 /// A response body of up to this many bytes is passed on only when all of it is there, so that another endpoint can answer if
 /// this one ends in the middle.
 const WHOLE_BYTES: u64 = 8 * 1024;
@@ -35,21 +35,20 @@ pub(super) async fn exchange(
     mut writer: impl AsyncWrite + Unpin,
 ) -> Result<bool, Broke> {
     let uploaded = Cell::new(false);
-    let (mut body, mut reply) = stream.split(job);
-    let mut download =
-        Download { job, reader: &mut reader, pending: BytesMut::new(), arena: &job.record.worker.h2.arena };
+    let (mut body, reply) = stream.split(job);
+    let mut download = Download::new(job, &mut reader, BytesMut::new());
     let upload = async {
         let sent = upload(&mut body, job, &mut writer).await;
         uploaded.set(true);
         sent
     };
-    let (reusable, sent_all) = both(upload, download.run(&mut reply, &uploaded)).await?;
+    let (reusable, sent_all) = both(upload, download.run(&reply, &uploaded)).await?;
     Ok(reusable && sent_all && download.pending.is_empty())
 }
 
 async fn upload(body: &mut Body<'_>, job: &Job<'_>, writer: &mut (impl AsyncWrite + Unpin)) -> Result<(), Broke> {
     let mut out = Vec::with_capacity(512);
-    job.head.write_http1(&mut out);
+    job.head.write_http1(None, &mut out);
     let framing = job.head.framing;
     let mut left = if let Framing::Length(length) = framing { length } else { 0 };
     let mut head_sent = false;
@@ -114,7 +113,7 @@ async fn write_trailers(body: &mut Body<'_>, out: &mut Vec<u8>) -> Result<(), Br
 }
 
 /// Writes all; tells apart whether the endpoint can have seen any of it.
-async fn write_head(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), Broke> {
+pub(super) async fn write_head(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), Broke> {
     let mut sent = 0;
     while sent < bytes.len() {
         match std::future::poll_fn(|cx| Pin::new(&mut *writer).poll_write(cx, &bytes[sent..])).await {
@@ -126,19 +125,28 @@ async fn write_head(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Res
     writer.flush().await.map_err(|_| Broke::Endpoint)
 }
 
-struct Download<'a, R> {
+/// The response on its way.
+pub(super) struct Download<'a, R> {
     job: &'a Job<'a>,
     reader: &'a mut R,
     /// Received and not yet passed on.
-    pending: BytesMut,
+    pub pending: BytesMut,
     arena: &'a Arena,
 }
 
-impl<R: AsyncRead + Unpin> Download<'_, R> {
-    /// Whether the connection can be used again as far as the response is concerned.
-    async fn run(&mut self, reply: &mut Reply<'_>, uploaded: &Cell<bool>) -> Result<bool, Broke> {
-        let is_head = self.job.head.method == Method::HEAD;
-        let Parsed { response, framing, reusable } = reply.wait(self.job, uploaded, self.head(is_head)).await?;
+impl<'a, R: AsyncRead + Unpin> Download<'a, R> {
+    pub fn new(job: &'a Job<'a>, reader: &'a mut R, pending: BytesMut) -> Self {
+        Self { job, reader, pending, arena: &job.record.worker.h2.arena }
+    }
+
+    async fn run(&mut self, reply: &Reply<'_>, uploaded: &Cell<bool>) -> Result<bool, Broke> {
+        let head = reply.wait(self.job, uploaded, self.head(Some(reply))).await?;
+        self.relay(reply, head).await
+    }
+
+    /// Passes the response on. Whether the connection can be used again as far as the response is concerned.
+    pub async fn relay(&mut self, reply: &Reply<'_>, head: Parsed) -> Result<bool, Broke> {
+        let Parsed { response, framing, reusable, .. } = head;
         self.job.judge(reply, &response)?;
         let length = match framing {
             Framing::None => {
@@ -164,8 +172,9 @@ impl<R: AsyncRead + Unpin> Download<'_, R> {
         Ok(reusable)
     }
 
-    /// Waits for the head, past those of class 1xx.
-    async fn head(&mut self, is_head: bool) -> Result<Parsed, Broke> {
+    /// Waits for the head; passes those of class 1xx on to `reply` (or nobody) that come before. A 101 is the head of what asked for it.
+    pub async fn head(&mut self, reply: Option<&Reply<'_>>) -> Result<Parsed, Broke> {
+        let is_head = self.job.head.method == Method::HEAD;
         let mut informational = 0;
         loop {
             let parsed = if self.pending.is_empty() {
@@ -175,12 +184,16 @@ impl<R: AsyncRead + Unpin> Download<'_, R> {
             };
             if let Some(parsed) = parsed {
                 let status = parsed.response.status();
-                if !status.is_informational() {
+                let switched = status == StatusCode::SWITCHING_PROTOCOLS;
+                if !status.is_informational() || (switched && self.job.head.websocket) {
                     return Ok(parsed);
                 }
                 informational += 1;
-                if status == StatusCode::SWITCHING_PROTOCOLS || informational > MAX_INFORMATIONAL {
+                if switched || informational > MAX_INFORMATIONAL {
                     return Err(Broke::Malformed);
+                }
+                if let Some(reply) = reply {
+                    reply.interim(self.job, parsed.response);
                 }
             } else if self.arena.read(self.reader, &mut self.pending).await.unwrap_or(0) == 0 {
                 return Err(if self.pending.is_empty() { Broke::Endpoint } else { Broke::Malformed });
@@ -189,7 +202,7 @@ impl<R: AsyncRead + Unpin> Download<'_, R> {
     }
 
     /// Reads from the endpoint, 0 bytes if it is gone; notices when the client cancels meanwhile.
-    async fn fill(&mut self, client: &mut SendStream<Bytes>) -> Result<usize, Broke> {
+    pub async fn fill(&mut self, client: &mut SendStream<Bytes>) -> Result<usize, Broke> {
         std::future::poll_fn(|cx| {
             if let Poll::Ready(read) = self.arena.poll_read(self.reader, &mut self.pending, cx) {
                 return Poll::Ready(Ok(read.unwrap_or(0)));
@@ -199,7 +212,7 @@ impl<R: AsyncRead + Unpin> Download<'_, R> {
         .await
     }
 
-    async fn pass(&self, client: &mut SendStream<Bytes>, data: Bytes, end: bool) -> Result<(), Broke> {
+    pub async fn pass(&self, client: &mut SendStream<Bytes>, data: Bytes, end: bool) -> Result<(), Broke> {
         let length = data.len() as u64;
         send(client, data, end, self.job.patience()).await.map_err(|_| Broke::Client)?;
         self.job.record.sent(length);

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 
-use super::forward::{Body, Job, Reply, Stream};
+use super::forward::Job;
+use super::stream::{Body, Reply, Stream};
 use super::transfer::{both, send};
-use super::upstream::{self, Lease};
+use super::upstream::{Came, Heads, Lease};
 use super::{Broke, response};
-use crate::proxy::fields::{Field, kind};
 use crate::proxy::request::Framing;
 
 /// Sends the request over a stream of `lease` and relays the response.
@@ -24,7 +24,7 @@ pub(super) async fn exchange(
     let ended = job.head.framing == Framing::None;
     let (future, mut sink) = lease.send(request, ended).await?;
     let uploaded = Cell::new(ended);
-    let (mut body, mut reply) = stream.split(job);
+    let (mut body, reply) = stream.split(job);
     let upload = async {
         if !ended {
             let sent = upload(&mut body, job, &mut sink).await;
@@ -34,9 +34,17 @@ pub(super) async fn exchange(
         Ok(())
     };
     let download = async {
-        let response =
-            reply.wait(job, &uploaded, async { future.await.map_err(|error| upstream::broke(&error)) }).await?;
-        relay(job, &mut reply, response).await
+        let mut heads = Heads::new(future);
+        let head = async {
+            loop {
+                match heads.next().await? {
+                    Came::Interim(interim) => reply.interim(job, interim),
+                    Came::Head(response) => return Ok(response),
+                }
+            }
+        };
+        let response = reply.wait(job, &uploaded, head).await?;
+        relay(job, &reply, response).await
     };
     both(upload, download).await.map(|((), _)| ())
 }
@@ -57,12 +65,13 @@ async fn upload(body: &mut Body<'_>, job: &Job<'_>, sink: &mut SendStream<Bytes>
     ended.map_err(|_| Broke::Endpoint)
 }
 
-async fn relay(job: &Job<'_>, reply: &mut Reply<'_>, response: Response<RecvStream>) -> Result<(), Broke> {
+/// Passes a response on.
+pub(super) async fn relay(job: &Job<'_>, reply: &Reply<'_>, response: Response<RecvStream>) -> Result<(), Broke> {
     let (parts, mut body) = response.into_parts();
     let mut response = Response::new(());
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
-    strip(response.headers_mut());
+    response::strip(response.headers_mut());
     job.judge(reply, &response)?;
     if body.is_end_stream() {
         reply.head(job, response, true)?;
@@ -88,17 +97,6 @@ async fn relay(job: &Job<'_>, reply: &mut Reply<'_>, response: Response<RecvStre
         None => client.send_data(Bytes::new(), true),
     };
     ended.map_err(|_| Broke::Client)
-}
-
-/// Fields that the crate accepts and no HTTP/2 client should see.
-fn strip(fields: &mut HeaderMap) {
-    let hop = |name: &str| matches!(kind(name), Some(field) if field != Field::ContentLength);
-    if fields.keys().any(|name| hop(name.as_str())) {
-        let names: Vec<_> = fields.keys().filter(|name| hop(name.as_str())).cloned().collect();
-        for name in names {
-            fields.remove(name);
-        }
-    }
 }
 
 /// The endpoint's next piece; notices when the client cancels meanwhile.

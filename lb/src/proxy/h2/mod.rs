@@ -4,7 +4,9 @@
 //! server ── a client's connection: accept, limits, drain
 //!   └ forward ── one request: route, filters, choice, retries, timeouts
 //!       ├ http1 ── with an HTTP/1.1 endpoint (translation both ways)
-//!       └ http2 ── with an HTTP/2 endpoint, over a connection of `upstream`
+//!       ├ http2 ── with an HTTP/2 endpoint, over a connection of `upstream`
+//!       ├ hedge ── with whichever of several endpoints answers first
+//!       └ websocket ── a tunnel through an HTTP/1.1 endpoint
 //! bridge ── an HTTP/1.1 client's request with an HTTP/2 endpoint
 //! ```
 //!
@@ -24,17 +26,21 @@
 mod answer;
 mod arena;
 pub(crate) mod bridge;
+mod copies;
 mod filters;
 mod forward;
 mod gather;
 mod head;
+mod hedge;
 mod http1;
 mod http2;
 mod meter;
 mod response;
 mod server;
+mod stream;
 mod transfer;
 pub(crate) mod upstream;
+mod websocket;
 
 use std::time::Duration;
 
@@ -87,7 +93,9 @@ fn server_settings(config: &ProxyConfig) -> h2::server::Builder {
         .max_concurrent_reset_streams(RESET_STREAMS)
         .reset_stream_duration(RESET_STREAM_TIME)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS));
+        .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
+        // RFC 8441 §3
+        .enable_connect_protocol();
     builder
 }
 

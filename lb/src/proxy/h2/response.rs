@@ -1,22 +1,12 @@
 //! Response heads of endpoints in the form that HTTP/2 clients get (RFC 9113 §8.3.2). Pure: no I/O.
 
-use std::mem::MaybeUninit;
-
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
-use crate::proxy::fields::{Field, Options, content_length, has_bare_line_feed, is_named, kind};
+use crate::proxy::fields::{Field, has_bare_line_feed, kind};
 use crate::proxy::request::Framing;
-use crate::proxy::response::MAX_HEAD_BYTES;
-
-/// Header fields accepted in a response; more is treated as a broken endpoint.
-const MAX_FIELDS: usize = 200;
-
-/// The endpoint sent something that is not a response to the request.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the endpoint's response is malformed")]
-pub(super) struct Malformed;
+use crate::proxy::response::{Malformed, read};
 
 /// An HTTP/1.1 response's head.
 #[derive(Debug)]
@@ -25,46 +15,39 @@ pub(super) struct Parsed {
     pub framing: Framing,
     /// The connection can carry another request afterwards.
     pub reusable: bool,
+    /// It is a 101 that switches to the WebSocket protocol.
+    pub websocket: bool,
 }
 
 /// Takes a whole head off the front of `bytes`; `None`: more are needed. Values share the memory of `bytes`.
 pub(super) fn parse(bytes: &mut BytesMut, is_head: bool) -> Result<Option<Parsed>, Malformed> {
-    let mut memory = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-    let mut head = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let length = match config.parse_response_with_uninit_headers(&mut head, bytes, &mut memory) {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD_BYTES => return Ok(None),
-        _ => return Err(Malformed),
-    };
-    let (Some(code), Some(version)) = (head.code, head.version) else { return Err(Malformed) };
-    let status = StatusCode::from_u16(code).map_err(|_| Malformed)?;
-    if status.as_u16() >= 600 {
-        return Err(Malformed);
-    }
-    let facts = Facts::read(head.headers, version == 0)?;
     let base = bytes.as_ptr() as usize;
-    // Where names and values are, to take them out of the shared memory below.
-    let mut fields = HeaderMap::with_capacity(head.headers.len() + 1);
-    let mut spans = [(0, 0); MAX_FIELDS];
-    for (span, field) in spans.iter_mut().zip(head.headers.iter()) {
-        *span = ((field.value.as_ptr() as usize).saturating_sub(base), field.value.len());
-    }
-    let names: Vec<Option<HeaderName>> = head
-        .headers
-        .iter()
-        .map(|field| {
-            let passes = match kind(field.name) {
-                None => facts.options.named == 0 || !is_named(head.headers, field.name),
-                Some(Field::ContentLength) => facts.keeps_length(status),
-                Some(_) => false,
-            };
-            passes.then(|| HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed)).transpose()
-        })
-        .collect::<Result<_, _>>()?;
+    let found = read(bytes, |head| {
+        if head.status.as_u16() >= 600 {
+            return Err(Malformed);
+        }
+        // Where values are, to take them out of the shared memory below.
+        let mut spans = Vec::with_capacity(head.fields.len());
+        for field in head.fields {
+            let length = kind(field.name) == Some(Field::ContentLength) && head.told_length().is_some();
+            if length || head.passes(field.name) {
+                let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed)?;
+                spans.push((name, (field.value.as_ptr() as usize).saturating_sub(base), field.value.len()));
+            }
+        }
+        let framing = head.framing(is_head);
+        let parsed = Parsed {
+            response: Response::new(()),
+            framing,
+            reusable: head.is_reusable(framing),
+            websocket: head.switches_to("websocket"),
+        };
+        Ok((head.length, head.status, parsed, spans))
+    })?;
+    let Some((length, status, mut parsed, spans)) = found else { return Ok(None) };
     let memory: Bytes = bytes.split_to(length).freeze();
-    for (name, (start, length)) in names.into_iter().zip(spans) {
-        let Some(name) = name else { continue };
+    let mut fields = HeaderMap::with_capacity(spans.len() + 1);
+    for (name, start, length) in spans {
         let value = memory.get(start..start + length).map(|_| memory.slice(start..start + length)).ok_or(Malformed)?;
         let value = HeaderValue::from_maybe_shared(value).map_err(|_| Malformed)?;
         if name == header::CONTENT_LENGTH {
@@ -73,66 +56,14 @@ pub(super) fn parse(bytes: &mut BytesMut, is_head: bool) -> Result<Option<Parsed
             fields.append(name, value);
         }
     }
-    let framing = facts.framing(status, is_head);
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    *response.headers_mut() = fields;
-    Ok(Some(Parsed { response, framing, reusable: facts.is_reusable(framing, version == 0) }))
+    *parsed.response.status_mut() = status;
+    *parsed.response.headers_mut() = fields;
+    Ok(Some(parsed))
 }
 
-#[derive(Default)]
-struct Facts {
-    length: Option<u64>,
-    chunked: bool,
-    options: Options,
-}
-
-impl Facts {
-    fn read(fields: &[httparse::Header<'_>], http10: bool) -> Result<Self, Malformed> {
-        let mut facts = Self::default();
-        for field in fields {
-            match kind(field.name) {
-                Some(Field::ContentLength) => {
-                    let length = content_length(field.value).ok_or(Malformed)?;
-                    if facts.length.replace(length).is_some_and(|other| other != length) {
-                        return Err(Malformed);
-                    }
-                }
-                Some(Field::TransferEncoding) => {
-                    if facts.chunked || http10 || !field.value.eq_ignore_ascii_case(b"chunked") {
-                        return Err(Malformed);
-                    }
-                    facts.chunked = true;
-                }
-                Some(Field::Connection) => facts.options.read(field.value),
-                _ => {}
-            }
-        }
-        Ok(facts)
-    }
-
-    /// Void beside a transfer coding, forbidden without a body (RFC 9110 §8.6).
-    fn keeps_length(&self, status: StatusCode) -> bool {
-        !self.chunked && !status.is_informational() && status != StatusCode::NO_CONTENT
-    }
-
-    fn framing(&self, status: StatusCode, is_head: bool) -> Framing {
-        let bodiless =
-            is_head || status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        match (self.chunked, self.length) {
-            _ if bodiless => Framing::None,
-            (true, _) => Framing::Chunked,
-            (false, Some(0)) => Framing::None,
-            (false, Some(length)) => Framing::Length(length),
-            (false, None) => Framing::Close,
-        }
-    }
-
-    fn is_reusable(&self, framing: Framing, http10: bool) -> bool {
-        let asked = !self.options.close && (!http10 || self.options.keep_alive);
-        // A length beside a transfer coding may have been meant to hide something (RFC 9112 §6.3).
-        asked && framing != Framing::Close && !(self.chunked && self.length.is_some())
-    }
+/// Whether a client gets a response of class 1xx: a 100 would answer what only we asked.
+pub(super) fn passes_interim(status: StatusCode) -> bool {
+    status.is_informational() && !matches!(status, StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS)
 }
 
 /// A trailer section as read by the chunked decoder; fields that frame or route a message have no business there.
@@ -159,6 +90,17 @@ pub(super) fn clean_trailers(fields: &mut HeaderMap) {
     }
 }
 
+/// Fields that the crate accepts and no HTTP/2 client should see.
+pub(super) fn strip(fields: &mut HeaderMap) {
+    let hop = |name: &str| matches!(kind(name), Some(field) if field != Field::ContentLength);
+    if fields.keys().any(|name| hop(name.as_str())) {
+        let names: Vec<_> = fields.keys().filter(|name| hop(name.as_str())).cloned().collect();
+        for name in names {
+            fields.remove(name);
+        }
+    }
+}
+
 /// What every response has.
 pub(super) fn finish(fields: &mut HeaderMap) {
     if !fields.contains_key(header::DATE)
@@ -175,7 +117,7 @@ mod tests {
     fn run(text: &str, is_head: bool) -> Result<Option<(String, Framing, bool)>, Malformed> {
         let mut bytes = BytesMut::from(text);
         let parsed = parse(&mut bytes, is_head)?;
-        Ok(parsed.map(|Parsed { response, framing, reusable }| {
+        Ok(parsed.map(|Parsed { response, framing, reusable, .. }| {
             let mut text = response.status().as_u16().to_string();
             for (name, value) in response.headers() {
                 text.push_str(&format!(" {name}={}", value.to_str().unwrap_or("?")));

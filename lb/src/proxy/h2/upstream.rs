@@ -6,8 +6,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -15,15 +16,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::{Connection, ResponseFuture, SendRequest};
-use h2::{Ping, SendStream};
-use http::Request;
+use h2::{Ping, RecvStream, SendStream};
+use http::{Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
 use super::{Broke, CONNECTION_WINDOW_BYTES, RESET_STREAM_TIME, RESET_STREAMS, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
 use crate::backend::EndpointState;
-use crate::proxy::pool::{ConnectError, connect};
-use crate::proxy::response::MAX_HEAD_BYTES;
+use crate::proxy::pool::{ConnectError, IdHasher, connect};
+use crate::proxy::response::{MAX_HEAD_BYTES, MAX_INFORMATIONAL};
+use crate::proxy::tls::Connector;
 
 /// Streams on one connection at a time.
 const MAX_STREAMS: usize = 100;
@@ -36,9 +38,12 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 
 /// All of a thread's HTTP/2 connections to endpoints.
 #[derive(Debug, Default)]
-pub(crate) struct Pool(RefCell<HashMap<u64, Rc<Connections>>>);
+pub(crate) struct Pool(RefCell<ByEndpoint>);
 
-/// Those to one endpoint.
+/// By endpoint and TLS settings (0: none).
+type ByEndpoint = HashMap<(u64, u64), Rc<Connections>, BuildHasherDefault<IdHasher>>;
+
+/// Those to one endpoint, under the same TLS settings.
 #[derive(Debug, Default)]
 struct Connections {
     open: RefCell<Vec<Rc<Conn>>>,
@@ -75,8 +80,14 @@ pub(crate) struct Lease {
 
 impl Pool {
     /// A place for a stream to `endpoint`, on an open connection or a new one, within `timeout`.
-    pub async fn checkout(&self, endpoint: &Arc<EndpointState>, timeout: Duration) -> Result<Lease, ConnectError> {
-        let all = self.0.borrow_mut().entry(endpoint.id).or_default().clone();
+    pub async fn checkout(
+        &self,
+        endpoint: &Arc<EndpointState>,
+        connector: Option<&Connector>,
+        timeout: Duration,
+    ) -> Result<Lease, ConnectError> {
+        let key = (endpoint.id, connector.map_or(0, |connector| connector.id));
+        let all = self.0.borrow_mut().entry(key).or_default().clone();
         if let Some(lease) = all.lease() {
             return Ok(lease);
         }
@@ -90,7 +101,7 @@ impl Pool {
                     return Err(ConnectError::Io(io::ErrorKind::ConnectionRefused.into()));
                 }
                 if !all.connecting.get() && all.open.borrow().len() < MAX_CONNECTIONS {
-                    return all.open(endpoint, timeout).await;
+                    return all.open(endpoint, connector, timeout).await;
                 }
                 all.changed.notified().await;
             }
@@ -131,23 +142,45 @@ impl Connections {
         Some(Lease::new(conn, self, true))
     }
 
-    async fn open(self: &Rc<Self>, endpoint: &Arc<EndpointState>, timeout: Duration) -> Result<Lease, ConnectError> {
+    async fn open(
+        self: &Rc<Self>,
+        endpoint: &Arc<EndpointState>,
+        connector: Option<&Connector>,
+        timeout: Duration,
+    ) -> Result<Lease, ConnectError> {
         let connecting = Connecting::begin(self);
-        let stream = connect(endpoint.addr, timeout).await?;
-        let (sender, connection) = client_settings()
-            .handshake::<_, Bytes>(stream)
-            .await
-            .map_err(|error| ConnectError::Io(io::Error::other(error)))?;
-        connecting.succeeded();
         let state = Rc::new(ConnState {
             streams: Cell::new(0),
             closed: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
         });
-        tokio::task::spawn_local(drive(connection, state.clone(), self.clone()));
+        let stream = connect(endpoint.addr, timeout).await?;
+        let sender = match connector {
+            None => self.greet(stream, &state).await?,
+            // Whoever waits for us bounds the time, too. Boxed, so that other connections need no room for it.
+            Some(connector) => {
+                let secured = Box::pin(connector.secure_http2(stream)).await?;
+                Box::pin(self.greet(secured, &state)).await?
+            }
+        };
+        connecting.succeeded();
         let conn = Rc::new(Conn { sender, endpoint: endpoint.clone(), state });
         self.open.borrow_mut().push(conn.clone());
         Ok(Lease::new(&conn, self, false))
+    }
+}
+
+impl Connections {
+    /// Begins HTTP/2 on a new connection and sees that its frames move.
+    async fn greet<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
+        self: &Rc<Self>,
+        io: IO,
+        state: &Rc<ConnState>,
+    ) -> Result<SendRequest<Bytes>, ConnectError> {
+        let handshake = client_settings().handshake::<_, Bytes>(io).await;
+        let (sender, connection) = handshake.map_err(|error| ConnectError::Io(io::Error::other(error)))?;
+        tokio::task::spawn_local(drive(connection, state.clone(), self.clone()));
+        Ok(sender)
     }
 }
 
@@ -258,8 +291,51 @@ impl Drop for Lease {
     }
 }
 
+/// The heads of a response, one after the other.
+pub(super) struct Heads {
+    future: ResponseFuture,
+    /// Heads of class 1xx that may still come.
+    informational: u32,
+}
+
+/// What came next of a response.
+pub(super) enum Came {
+    /// A head of class 1xx; the real one follows.
+    Interim(Response<()>),
+    Head(Response<RecvStream>),
+}
+
+impl Heads {
+    pub fn new(future: ResponseFuture) -> Self {
+        Self { future, informational: MAX_INFORMATIONAL }
+    }
+
+    /// For a reader that counts them itself, and knows better what to do when there are too many.
+    pub fn counted(future: ResponseFuture) -> Self {
+        Self { future, informational: MAX_INFORMATIONAL + 1 }
+    }
+
+    /// Not to be called again after the real head.
+    pub async fn next(&mut self) -> Result<Came, Broke> {
+        let Self { future, informational } = self;
+        let came = std::future::poll_fn(|cx| match future.poll_informational(cx) {
+            Poll::Ready(Some(interim)) => Poll::Ready(interim.map(Came::Interim)),
+            Poll::Ready(None) | Poll::Pending => Pin::new(&mut *future).poll(cx).map(|head| head.map(Came::Head)),
+        });
+        let came = came.await.map_err(|error| broke(&error))?;
+        if let Came::Interim(interim) = &came {
+            *informational = informational.checked_sub(1).ok_or(Broke::Malformed)?;
+            // HTTP/2 has no 101 (RFC 9113 §8.6).
+            if interim.status() == StatusCode::SWITCHING_PROTOCOLS {
+                return Err(Broke::Malformed);
+            }
+        }
+        Ok(came)
+    }
+}
+
 /// What an error on a stream means for its request.
-pub(super) fn broke(error: &h2::Error) -> Broke {
+fn broke(error: &h2::Error) -> Broke {
     let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
     // GOAWAY with a smaller last stream: it was not looked at (RFC 9113 §6.8, §8.7).
     let left = error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
