@@ -1,0 +1,52 @@
+//! The five worlds as wasmtime sees them, generated from `wit/`. The types of inputs and answers are ours, so that they exist once.
+
+/// What every world imports and exports.
+pub mod policy {
+    wasmtime::component::bindgen!({ world: "policy", path: "wit" });
+}
+
+/// What the generated code expects of a module whose types stand for an interface without functions.
+macro_rules! types_only {
+    ($name:ident) => {
+        pub mod $name {
+            #[allow(unused_imports)]
+            pub use crate::$name::*;
+
+            pub trait HostWithStore {}
+            impl<T: ?Sized> HostWithStore for T {}
+            pub trait Host {}
+            impl<T: ?Sized> Host for T {}
+
+            pub fn add_to_linker<T, D>(
+                _: &mut wasmtime::component::Linker<T>,
+                _: fn(&mut T) -> D::Data<'_>,
+            ) -> wasmtime::Result<()>
+            where
+                T: 'static,
+                D: wasmtime::component::HasData,
+                for<'a> D::Data<'a>: Host,
+            {
+                Ok(())
+            }
+        }
+    };
+}
+
+pub mod types {
+    types_only!(routing);
+}
+
+/// `scaleup:policy/routing`
+pub mod routing {
+    wasmtime::component::bindgen!({
+        world: "routing",
+        path: "wit",
+        with: {
+            "scaleup:policy/routing-types": super::types::routing,
+            "scaleup:policy/logging": super::policy::scaleup::policy::logging,
+            "scaleup:policy/counters": super::policy::scaleup::policy::counters,
+            "scaleup:policy/config": super::policy::scaleup::policy::config,
+            "scaleup:policy/state": super::policy::scaleup::policy::state,
+        },
+    });
+}
