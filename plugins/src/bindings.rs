@@ -12,8 +12,8 @@ macro_rules! types_only {
             #[allow(unused_imports)]
             pub use crate::$name::*;
 
-            pub trait HostWithStore {}
-            impl<T: ?Sized> HostWithStore for T {}
+            pub trait HostWithStore<T> {}
+            impl<T, D: ?Sized> HostWithStore<T> for D {}
             pub trait Host {}
             impl<T: ?Sized> Host for T {}
 
@@ -33,20 +33,34 @@ macro_rules! types_only {
 }
 
 pub mod types {
+    types_only!(admission);
+    types_only!(pricing);
     types_only!(routing);
+    types_only!(scaling);
+    types_only!(scheduling);
 }
 
-/// `scaleup:policy/routing`
-pub mod routing {
-    wasmtime::component::bindgen!({
-        world: "routing",
-        path: "wit",
-        with: {
-            "scaleup:policy/routing-types": super::types::routing,
-            "scaleup:policy/logging": super::policy::scaleup::policy::logging,
-            "scaleup:policy/counters": super::policy::scaleup::policy::counters,
-            "scaleup:policy/config": super::policy::scaleup::policy::config,
-            "scaleup:policy/state": super::policy::scaleup::policy::state,
-        },
-    });
+/// One world: its own types replace the interface's, what all have in common is [`policy`]'s.
+macro_rules! world {
+    ($name:ident, $world:literal, $types:literal) => {
+        pub mod $name {
+            wasmtime::component::bindgen!({
+                world: $world,
+                path: "wit",
+                with: {
+                    $types: super::types::$name,
+                    "scaleup:policy/logging": super::policy::scaleup::policy::logging,
+                    "scaleup:policy/counters": super::policy::scaleup::policy::counters,
+                    "scaleup:policy/config": super::policy::scaleup::policy::config,
+                    "scaleup:policy/state": super::policy::scaleup::policy::state,
+                },
+            });
+        }
+    };
 }
+
+world!(admission, "admission", "scaleup:policy/admission-types");
+world!(pricing, "pricing", "scaleup:policy/pricing-types");
+world!(routing, "routing", "scaleup:policy/routing-types");
+world!(scaling, "scaling", "scaleup:policy/scaling-types");
+world!(scheduling, "scheduling", "scaleup:policy/scheduling-types");

@@ -1,3 +1,8 @@
 //! x
 mod bindings;
+mod check;
+pub mod admission;
+pub mod pricing;
 pub mod routing;
+pub mod scaling;
+pub mod scheduling;
