@@ -1,22 +1,21 @@
-//! The five worlds as wasmtime sees them, generated from `wit/`. The types of inputs and answers are ours, so that they exist once.
+//! The five worlds as wasmtime sees them, generated from `wit/`: which exports there are and how they are called. The types of inputs and
+//! answers are ours, so that they exist once, and imports are linked by hand in [`crate::imports`].
 
-/// What every world imports and exports.
-pub mod policy {
-    wasmtime::component::bindgen!({ world: "policy", path: "wit" });
-}
-
-/// What the generated code expects of a module whose types stand for an interface without functions.
-macro_rules! types_only {
-    ($name:ident) => {
+/// What the generated code expects of a module that stands for an interface.
+macro_rules! interface {
+    ($name:ident: $($types:tt)*) => {
         pub mod $name {
             #[allow(unused_imports)]
-            pub use crate::$name::*;
+            pub use $($types)*;
 
-            pub trait HostWithStore<T> {}
-            impl<T, D: ?Sized> HostWithStore<T> for D {}
+            #[allow(dead_code)]
+            pub trait HostWithStore<T>: wasmtime::component::HasData {}
+            impl<T, D: wasmtime::component::HasData + ?Sized> HostWithStore<T> for D {}
+            #[allow(dead_code)]
             pub trait Host {}
             impl<T: ?Sized> Host for T {}
 
+            #[allow(dead_code)]
             pub fn add_to_linker<T, D>(
                 _: &mut wasmtime::component::Linker<T>,
                 _: fn(&mut T) -> D::Data<'_>,
@@ -32,27 +31,30 @@ macro_rules! types_only {
     };
 }
 
-pub mod types {
-    types_only!(admission);
-    types_only!(pricing);
-    types_only!(routing);
-    types_only!(scaling);
-    types_only!(scheduling);
+mod interfaces {
+    interface!(admission: crate::admission::*);
+    interface!(pricing: crate::pricing::*);
+    interface!(routing: crate::routing::*);
+    interface!(scaling: crate::scaling::*);
+    interface!(scheduling: crate::scheduling::*);
+    interface!(imports: crate::imports::*);
+    interface!(metadata: crate::metadata::*);
 }
 
-/// One world: its own types replace the interface's, what all have in common is [`policy`]'s.
 macro_rules! world {
-    ($name:ident, $world:literal, $types:literal) => {
+    ($name:ident, $world:literal, $types:literal $(, $topology:literal)?) => {
         pub mod $name {
             wasmtime::component::bindgen!({
                 world: $world,
                 path: "wit",
                 with: {
-                    $types: super::types::$name,
-                    "scaleup:policy/logging": super::policy::scaleup::policy::logging,
-                    "scaleup:policy/counters": super::policy::scaleup::policy::counters,
-                    "scaleup:policy/config": super::policy::scaleup::policy::config,
-                    "scaleup:policy/state": super::policy::scaleup::policy::state,
+                    $types: crate::bindings::interfaces::$name,
+                    "scaleup:policy/logging": crate::bindings::interfaces::imports,
+                    "scaleup:policy/counters": crate::bindings::interfaces::imports,
+                    "scaleup:policy/config": crate::bindings::interfaces::imports,
+                    "scaleup:policy/state": crate::bindings::interfaces::imports,
+                    "scaleup:policy/metadata-types": crate::bindings::interfaces::metadata,
+                    $($topology: crate::bindings::interfaces::routing,)?
                 },
             });
         }
@@ -61,6 +63,6 @@ macro_rules! world {
 
 world!(admission, "admission", "scaleup:policy/admission-types");
 world!(pricing, "pricing", "scaleup:policy/pricing-types");
-world!(routing, "routing", "scaleup:policy/routing-types");
+world!(routing, "routing", "scaleup:policy/routing-types", "scaleup:policy/topology");
 world!(scaling, "scaling", "scaleup:policy/scaling-types");
 world!(scheduling, "scheduling", "scaleup:policy/scheduling-types");

@@ -1,5 +1,6 @@
 //! What can go wrong, by class: failure policies are per class.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::World;
@@ -42,13 +43,13 @@ pub struct Failure {
     /// For the failure policy and metrics.
     pub class: Class,
     /// For people, without the plugin's name.
-    pub message: String,
+    pub message: Arc<str>,
     /// The plugin was not asked, because it failed too often or has no usable module.
     pub skipped: bool,
 }
 
 impl Failure {
-    pub(crate) fn new(class: Class, message: impl Into<String>) -> Self {
+    pub(crate) fn new(class: Class, message: impl Into<Arc<str>>) -> Self {
         Self { class, message: message.into(), skipped: false }
     }
 }
@@ -124,6 +125,9 @@ pub enum CompileError {
     /// It never fits into the limits of an instance.
     #[error("does not fit its limits: {0}")]
     Limits(String),
+    /// It fails before it is asked anything.
+    #[error("does not start: {0}")]
+    Start(Failure),
     /// Not the module's fault: worth another try.
     #[error("the compiler could not be run")]
     Compiler(#[source] std::io::Error),

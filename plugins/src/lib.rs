@@ -25,20 +25,42 @@
 //! beginning.
 
 mod bindings;
+mod breaker;
+mod call;
 mod check;
+mod clock;
+mod compile;
+mod engine;
 mod error;
+mod generation;
+mod host;
+mod imports;
+mod instance;
 mod limits;
+mod module;
+mod policy;
+mod stats;
 mod world;
 
 pub mod admission;
+pub mod metadata;
 pub mod pricing;
 pub mod routing;
 pub mod scaling;
 pub mod scheduling;
 
+pub use breaker::BreakerState;
+pub use compile::{Compiler, SUBCOMMAND, child::main as compile_child};
+pub use engine::Pool;
 pub use error::{Class, CompileError, Failure, FailurePolicy, OnFailure};
+pub use generation::{Generation, Setup};
+pub use host::{Host, HostError, HostOptions};
+pub use imports::State;
 pub use limits::{
     Limits, MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_MODULE_BYTES, MAX_TABLE_ELEMENTS, MAX_TABLES,
     STACK_BYTES,
 };
+pub use module::{Digest, Module};
+pub use policy::{Decided, Generations, Policy, Rollout, WrongWorld};
+pub use stats::{Histogram, Statistics};
 pub use world::{Mode, VERSION, World};
