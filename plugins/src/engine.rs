@@ -47,12 +47,10 @@ impl Default for Pool {
 }
 
 /// Whatever decides about compiled code and its place in the cache.
-pub(crate) fn config(mode: Mode, cache: &Path) -> wasmtime::Result<Config> {
-    let mut kept = CacheConfig::new();
-    kept.with_directory(cache).with_files_total_size_soft_limit(CACHE_BYTES).with_file_count_soft_limit(CACHE_FILES);
+pub(crate) fn config(mode: Mode, cache: &Cache) -> Config {
     let mut config = Config::new();
     config
-        .cache(Some(Cache::new(kept)?))
+        .cache(Some(cache.clone()))
         .epoch_interruption(true)
         .consume_fuel(mode == Mode::Fresh)
         .max_wasm_stack(STACK_BYTES)
@@ -61,23 +59,33 @@ pub(crate) fn config(mode: Mode, cache: &Path) -> wasmtime::Result<Config> {
         .wasm_relaxed_simd(false)
         .wasm_backtrace_max_frames(None)
         .native_unwind_info(false);
-    Ok(config)
+    config
+}
+
+/// Compiled code in this directory.
+pub(crate) fn cache(directory: &Path) -> wasmtime::Result<Cache> {
+    let mut config = CacheConfig::new();
+    config.with_directory(directory);
+    config.with_files_total_size_soft_limit(CACHE_BYTES).with_file_count_soft_limit(CACHE_FILES);
+    Cache::new(config)
 }
 
 /// An engine and what is linked for each world.
 pub(crate) struct Engines {
     warm: Engine,
     fresh: Engine,
+    cache: Cache,
 }
 
 impl Engines {
     pub fn new(cache: &Path, pool: &Pool) -> wasmtime::Result<Self> {
+        let cache = self::cache(cache)?;
         let engine = |mode| {
-            let mut config = config(mode, cache)?;
+            let mut config = config(mode, &cache);
             config.allocation_strategy(InstanceAllocationStrategy::Pooling(allocation(pool)));
             Engine::new(&config)
         };
-        Ok(Self { warm: engine(Mode::Warm)?, fresh: engine(Mode::Fresh)? })
+        Ok(Self { warm: engine(Mode::Warm)?, fresh: engine(Mode::Fresh)?, cache })
     }
 
     pub fn of(&self, mode: Mode) -> &Engine {
@@ -85,6 +93,11 @@ impl Engines {
             Mode::Warm => &self.warm,
             Mode::Fresh => &self.fresh,
         }
+    }
+
+    /// How often this process found code in the cache, and how often it had to compile itself.
+    pub fn cache_counts(&self) -> (usize, usize) {
+        (self.cache.cache_hits(), self.cache.cache_misses())
     }
 
     /// Everything that a component of this world may import.

@@ -133,6 +133,12 @@ impl Host {
         }
     }
 
+    /// How often compiled code was found in the cache, and how often this process had to compile itself: when the compiler could not write
+    /// to the cache, because the disk is full.
+    pub fn cache_counts(&self) -> (usize, usize) {
+        self.0.engines.cache_counts()
+    }
+
     /// Makes a module out of bytes: a component, or a core module with a `component-type` section. Takes from milliseconds to the limit's
     /// time, but none of the calling thread's.
     ///

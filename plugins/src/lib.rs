@@ -39,6 +39,7 @@ mod instance;
 mod limits;
 mod module;
 mod policy;
+mod probe;
 mod stats;
 mod world;
 
@@ -62,5 +63,6 @@ pub use limits::{
 };
 pub use module::{Digest, Module};
 pub use policy::{Decided, Generations, Policy, Rollout, WrongWorld};
+pub use probe::ExampleError;
 pub use stats::{Histogram, Statistics};
 pub use world::{Mode, VERSION, World};

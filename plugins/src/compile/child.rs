@@ -97,7 +97,7 @@ fn run(job: &Job) -> std::io::Result<Result<(), String>> {
     limit(Resource::Core, 0)?;
     let mut source = Vec::new();
     std::io::stdin().lock().take(job.module_bytes as u64).read_to_end(&mut source)?;
-    let engine = engine::config(job.mode, &job.cache).and_then(|config| Engine::new(&config));
+    let engine = engine::cache(&job.cache).and_then(|cache| Engine::new(&engine::config(job.mode, &cache)));
     let engine = engine.map_err(|error| std::io::Error::other(format!("{error:#}")))?;
     let component = match component(source) {
         Ok(component) => component,
