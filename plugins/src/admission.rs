@@ -177,7 +177,11 @@ mod tests {
         check(json!({"verdict": deny, "warnings": []}), Phase::Validate, Ok(()));
         let late = Err("patches an object in the phase validate");
         check(json!({"verdict": allow, "patch": "[]", "warnings": []}), Phase::Validate, late);
-        check(json!({"verdict": deny, "patch": "[]", "warnings": []}), Phase::Mutate, Err("denies and patches at once"));
+        check(
+            json!({"verdict": deny, "patch": "[]", "warnings": []}),
+            Phase::Mutate,
+            Err("denies and patches at once"),
+        );
         let many = json!({"verdict": allow, "warnings": vec!["w"; 9]});
         check(many, Phase::Mutate, Err("9 warnings, at most 8 are allowed"));
         let silent = json!({"verdict": {"deny": {"message": "", "causes": []}}, "warnings": []});

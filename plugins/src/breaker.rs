@@ -164,7 +164,8 @@ mod tests {
         }
         // One in ten is too much.
         let begin = start + Duration::from_secs(200);
-        let opened = (1..=10).any(|i| breaker.failed(Class::Trap, 20_000 + i * 10, begin + Duration::from_millis(i * 100)));
+        let opened =
+            (1..=10).any(|i| breaker.failed(Class::Trap, 20_000 + i * 10, begin + Duration::from_millis(i * 100)));
         assert!(opened);
     }
 }

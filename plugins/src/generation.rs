@@ -51,7 +51,11 @@ pub struct Generation {
 impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Generation");
-        debug.field("plugin", &self.plugin).field("number", &self.number).field("module", &self.module).finish_non_exhaustive()
+        debug
+            .field("plugin", &self.plugin)
+            .field("number", &self.number)
+            .field("module", &self.module)
+            .finish_non_exhaustive()
     }
 }
 
@@ -151,7 +155,8 @@ impl Generation {
 
     /// The answer, instructions executed, and bytes of memory.
     fn ask<Q: Question>(&self, question: &Q, thread: usize) -> (Result<Q::Answer, Failure>, u64, u64) {
-        let own = self.places.len().checked_sub(1).map_or(0, |last| if thread > last { thread % (last + 1) } else { thread });
+        let own =
+            self.places.len().checked_sub(1).map_or(0, |last| if thread > last { thread % (last + 1) } else { thread });
         let (before, after) = self.places.split_at(own);
         for place in after.iter().chain(before) {
             let Some(mut place) = place.0.try_lock() else { continue };

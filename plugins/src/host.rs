@@ -93,8 +93,7 @@ impl Host {
     /// # Errors
     /// See [`HostError`].
     pub fn start(options: HostOptions) -> Result<Self, HostError> {
-        let cache = prepare(&options.cache)
-            .map_err(|error| HostError::Cache { path: options.cache.clone(), error })?;
+        let cache = prepare(&options.cache).map_err(|error| HostError::Cache { path: options.cache.clone(), error })?;
         let engines = Engines::new(&cache, &options.pool).map_err(|error| HostError::Engine(format!("{error:#}")))?;
         let engines = Arc::new(engines);
         let clock = Clock::start(&engines).map_err(HostError::Clock)?;
@@ -182,8 +181,8 @@ impl Host {
         let mut module = Module::link(world, &component, &linker, digest, size, limits)?;
         let _clock = self.clock();
         let limits = Limits { output_bytes: METADATA_BYTES, ..limits.clone() };
-        let described =
-            Instance::start(&module, &unused(&limits, "{}"), &limits).and_then(|mut instance| instance.metadata(&limits));
+        let described = Instance::start(&module, &unused(&limits, "{}"), &limits)
+            .and_then(|mut instance| instance.metadata(&limits));
         module.metadata = described.map_err(|failure| match failure.message.contains("type mismatch") {
             true => CompileError::WrongWorld { world, why: failure.message.to_string() },
             false => CompileError::Start(failure),

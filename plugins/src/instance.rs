@@ -56,8 +56,7 @@ impl Instance {
     /// What it says of itself.
     pub fn metadata(&mut self, limits: &Limits) -> Result<Metadata, Failure> {
         self.store.set_epoch_deadline(ticks(limits.time.max(START_TIME)));
-        let metadata =
-            self.calls.metadata(&mut self.store).map_err(|error| failure(&error, "describing itself"))?;
+        let metadata = self.calls.metadata(&mut self.store).map_err(|error| failure(&error, "describing itself"))?;
         metadata.check().map_err(|wrong| Failure::new(Class::InvalidOutput, wrong))?;
         Ok(metadata)
     }

@@ -122,7 +122,10 @@ fn fits(component: &Component, limits: &Limits) -> Result<(), CompileError> {
     };
     let memory = needs.max_initial_memory_size.unwrap_or(0).saturating_mul(PAGE_BYTES);
     if memory > limits.memory_bytes {
-        return Err(CompileError::Limits(format!("it begins with {memory} bytes of memory, {} are allowed", limits.memory_bytes)));
+        return Err(CompileError::Limits(format!(
+            "it begins with {memory} bytes of memory, {} are allowed",
+            limits.memory_bytes
+        )));
     }
     let elements = needs.max_initial_table_size.unwrap_or(0);
     if elements > u64::from(limits.table_elements) {

@@ -15,7 +15,15 @@ pub const MAX_HEADERS: usize = 16;
 pub const MAX_HEADER_BYTES: usize = 8 * 1024;
 /// Header fields that belong to the connection or to the message's framing (RFC 9110 §7.6.1, RFC 9112 §6).
 const NOT_THE_PLUGINS: [&str; 9] = [
-    "connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
 ];
 
 /// Request method.
@@ -335,7 +343,9 @@ mod tests {
         };
         check(&reject(503, "retry-after", "1"), Ok(()));
         check(&reject(200, "retry-after", "1"), Err("rejects with status 200, which is not between 300 and 599"));
-        for (name, value) in [("a", "b\r\nc: d"), ("", "x"), ("A", "x"), ("a b", "x"), ("content-length", "3"), ("a", " x")] {
+        for (name, value) in
+            [("a", "b\r\nc: d"), ("", "x"), ("A", "x"), ("a b", "x"), ("content-length", "3"), ("a", " x")]
+        {
             let wrong = format!("rejects with a header {name:?} that may not be sent");
             check(&reject(503, name, value), Err(&wrong));
         }

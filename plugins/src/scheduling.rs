@@ -104,7 +104,9 @@ impl Input {
             return Err(format!("{name} has {found} entries instead of {wanted}"));
         }
         match self.labels.iter().find(|label| **label as usize >= self.label_values.len()) {
-            Some(label) => Err(format!("labels has the entry {label}, and there are {} values", self.label_values.len())),
+            Some(label) => {
+                Err(format!("labels has the entry {label}, and there are {} values", self.label_values.len()))
+            }
             None => Ok(()),
         }
     }

@@ -16,6 +16,7 @@ pub const BURST: u32 = 100;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ComponentType, Lift)]
 #[component(enum)]
 #[repr(u8)]
+#[allow(dead_code, reason = "components make them")]
 pub enum Level {
     #[component(name = "debug")]
     Debug,

@@ -120,15 +120,30 @@ impl Guest {
         let export = |name: &str, body: String| {
             if self.without == Some(name.rsplit(['#', '/']).next().unwrap_or(name)) { String::new() } else { body }
         };
+        // Inputs of up to 16 values come as such, larger ones as a pointer.
+        let more = if self.world == World::Pricing { "(param i32 i32 i32 i64 i64 i32 i32)" } else { "" };
         let metadata = [
-            export("config-schema", r#"  (func (export "scaleup:policy/metadata@0.1.0#config-schema") (result i32) (i32.const 512))"#.into()),
-            export("examples", r#"  (func (export "scaleup:policy/metadata@0.1.0#examples") (result i32) (i32.const 520))"#.into()),
-            export(function, format!(r#"  (func (export "scaleup:policy/{interface}@0.1.0#{function}") (param $in i32) (result i32)
+            export(
+                "config-schema",
+                r#"  (func (export "scaleup:policy/metadata@0.1.0#config-schema") (result i32) (i32.const 512))"#
+                    .into(),
+            ),
+            export(
+                "examples",
+                r#"  (func (export "scaleup:policy/metadata@0.1.0#examples") (result i32) (i32.const 520))"#.into(),
+            ),
+            export(
+                function,
+                format!(
+                    r#"  (func (export "scaleup:policy/{interface}@0.1.0#{function}") (param $in i32) {more} (result i32)
     (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
     (call $decide (local.get $in)))
   (func $decide (param $in i32) (result i32)
 {})
-  (func (export "cabi_post_scaleup:policy/{interface}@0.1.0#{function}") (param i32) (global.set $heap (i32.const 65536)))"#, self.decision)),
+  (func (export "cabi_post_scaleup:policy/{interface}@0.1.0#{function}") (param i32) (global.set $heap (i32.const 65536)))"#,
+                    self.decision
+                ),
+            ),
         ];
         format!(
             "(module\n{}\n  (memory (export \"memory\") {})\n  (global $heap (mut i32) (i32.const 65536))\n  (global $calls (mut i32) (i32.const 0))\n{}\n{}{}{}{}\n{}\n)",

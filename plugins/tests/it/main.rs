@@ -3,6 +3,7 @@
 //! The compiler's process is this program again, as the platform's is the platform.
 
 mod guest;
+mod hostile;
 mod support;
 mod works;
 
@@ -13,6 +14,6 @@ fn main() -> ExitCode {
     if arguments.first().is_some_and(|first| first == scaleup_plugins::SUBCOMMAND) {
         return scaleup_plugins::compile_child(&arguments[1..]);
     }
-    let trials = works::trials();
+    let trials = [works::trials(), hostile::trials()].into_iter().flatten().collect();
     libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials).exit_code()
 }

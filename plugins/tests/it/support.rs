@@ -32,7 +32,8 @@ impl Lab {
             threads: THREADS,
             pool: Pool { components: 64, core_instances: 512, memories: 64, tables: 256 },
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("tokio");
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("tokio");
         Self { host: Host::start(options).expect("a host"), cache, runtime }
     }
 
@@ -42,7 +43,8 @@ impl Lab {
 
     /// Compiles, with limits that no test must hit by chance on a busy machine.
     pub fn module(&self, world: World, guest: &Guest) -> Arc<Module> {
-        self.compile(world, &guest.component(), &generous(world)).unwrap_or_else(|error| panic!("{error}: {:?}", guest.text()))
+        self.compile(world, &guest.component(), &generous(world))
+            .unwrap_or_else(|error| panic!("{error}: {:?}", guest.text()))
     }
 
     pub fn generation(&self, module: &Arc<Module>, number: u64, limits: Limits) -> Result<Arc<Generation>, Failure> {
