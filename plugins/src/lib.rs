@@ -37,6 +37,7 @@ mod host;
 mod imports;
 mod instance;
 mod limits;
+mod metrics;
 mod module;
 mod policy;
 mod probe;
@@ -61,6 +62,7 @@ pub use limits::{
     Limits, MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_MODULE_BYTES, MAX_TABLE_ELEMENTS, MAX_TABLES,
     STACK_BYTES,
 };
+pub use metrics::Metrics;
 pub use module::{Digest, Module};
 pub use policy::{Decided, Generations, Policy, Rollout, WrongWorld};
 pub use probe::ExampleError;
