@@ -8,6 +8,7 @@ mod figure;
 mod load;
 mod node;
 mod peers;
+mod plugins;
 mod proxy;
 mod watch;
 
@@ -40,6 +41,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("proxy", |quick| Box::pin(proxy::l7::all(quick))),
     ("proxy-edge", |quick| Box::pin(proxy::edge::all(quick))),
     ("proxy-tcp", |quick| Box::pin(proxy::l4::all(quick))),
+    ("plugins", |quick| Box::pin(plugins::all(quick))),
     ("proxy-change", |quick| Box::pin(proxy::change::all(quick))),
 ];
 

@@ -50,6 +50,8 @@ pub mod pricing;
 pub mod routing;
 pub mod scaling;
 pub mod scheduling;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use breaker::BreakerState;
 pub use compile::{Compiler, SUBCOMMAND, child::main as compile_child};

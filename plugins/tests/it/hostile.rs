@@ -6,8 +6,8 @@ use libtest_mimic::{Failed, Trial};
 use scaleup_plugins::routing::Decision;
 use scaleup_plugins::{Class, CompileError, Failure, Limits, World};
 
-use crate::guest::{Guest, least_in_flight};
 use crate::support::{Lab, generous, route};
+use scaleup_plugins::testing::{Guest, least_in_flight};
 
 /// A test by name.
 fn trial(name: &'static str, test: fn()) -> Trial {

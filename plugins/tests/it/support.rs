@@ -8,7 +8,7 @@ use scaleup_plugins::{
     CompileError, Compiler, Failure, Generation, Host, HostOptions, Limits, Module, Policy, Pool, Setup, World,
 };
 
-use crate::guest::Guest;
+use scaleup_plugins::testing::Guest;
 
 /// A host with a cache of its own.
 pub struct Lab {

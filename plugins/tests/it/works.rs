@@ -8,8 +8,8 @@ use libtest_mimic::{Failed, Trial};
 use scaleup_plugins::routing::{Decision, Topology};
 use scaleup_plugins::{BreakerState, Class, ExampleError, Policy, Rollout, World, admission, scheduling};
 
-use crate::guest::{Guest, least_in_flight};
 use crate::support::{Lab, THREADS, generous, request, route};
+use scaleup_plugins::testing::{Guest, least_in_flight};
 
 fn trial(name: &'static str, test: fn()) -> Trial {
     Trial::test(name, move || {

@@ -1,10 +1,15 @@
-//! Components for tests, written as WebAssembly text: a frame with memory, allocator and metadata, into which a test puts its decision.
+//! Components for tests and benchmarks, written as WebAssembly text: a frame with memory, allocator and metadata, into which a test puts its
+//! decision. Only with the feature `testing`; it panics where a test's text is wrong.
 
-use scaleup_plugins::World;
+#![allow(clippy::expect_used, clippy::panic, reason = "for tests and benchmarks only")]
+
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
+use crate::World;
+
 /// A component to be.
+#[derive(Clone, Debug)]
 pub struct Guest {
     world: World,
     imports: String,
@@ -64,36 +69,42 @@ impl Guest {
     }
 
     /// Core functions that it imports.
+    #[must_use]
     pub fn imports(mut self, text: &str) -> Self {
         self.imports = text.into();
         self
     }
 
     /// More of a module: functions, tables, data.
+    #[must_use]
     pub fn extra(mut self, text: &str) -> Self {
         self.extra = text.into();
         self
     }
 
     /// Without this export.
+    #[must_use]
     pub fn without(mut self, export: &'static str) -> Self {
         self.without = Some(export);
         self
     }
 
     /// Pages of memory that it begins with.
+    #[must_use]
     pub fn pages(mut self, pages: u32) -> Self {
         self.pages = pages;
         self
     }
 
     /// Another allocator.
+    #[must_use]
     pub fn realloc(mut self, text: &'static str) -> Self {
         self.realloc = text;
         self
     }
 
     /// What it says of itself: examples are name, configuration, input and what is expected.
+    #[must_use]
     pub fn metadata(mut self, schema: &str, examples: &[[&str; 4]]) -> Self {
         self.schema = schema.into();
         self.examples = examples.iter().map(|example| example.map(str::to_owned)).collect();
