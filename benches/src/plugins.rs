@@ -109,8 +109,8 @@ impl Bench {
         let guest = Guest::new(
             World::Admission,
             "(local $at i32) (local $end i32) (local $sum i32)
-             (local.set $at (i32.load offset=104 (local.get $in)))
-             (local.set $end (i32.add (local.get $at) (i32.load offset=108 (local.get $in))))
+             (local.set $at (i32.load offset=112 (local.get $in)))
+             (local.set $end (i32.add (local.get $at) (i32.load offset=116 (local.get $in))))
              (loop $l
                (local.set $sum (i32.add (local.get $sum) (i32.load8_u (local.get $at))))
                (br_if $l (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const 1))) (local.get $end))))
@@ -132,8 +132,8 @@ impl Bench {
         let guest = Guest::new(
             World::Scheduling,
             "(local $n i32) (local $at i32) (local $out i32) (local $end i32)
-             (local.set $at (i32.load offset=80 (local.get $in)))
-             (local.set $n (i32.load offset=84 (local.get $in)))
+             (local.set $at (i32.load offset=72 (local.get $in)))
+             (local.set $n (i32.load offset=76 (local.get $in)))
              (local.set $end (i32.add (local.get $at) (i32.mul (local.get $n) (i32.const 64))))
              (local.set $out (call $alloc (i32.shl (local.get $n) (i32.const 2))))
              (i32.store (i32.const 1024) (local.get $out))
@@ -155,7 +155,7 @@ impl Bench {
         )
         .pages(8);
         let policy = self.policy(&guest, World::Scheduling).await?;
-        let node = |i| scheduling::Node { milli_cpu: 8000, milli_cpu_used: i * 8, ..Default::default() };
+        let node = |i: i64| scheduling::Node { milli_cpu: 8000, milli_cpu_used: i * 8, ..Default::default() };
         let input = scheduling::Input { nodes: (0..1000).map(node).collect(), ..Default::default() };
         self.time("place-1000-nodes", self.calls / 20, || {
             let decided = policy.place(black_box(&input), 0, Instant::now())?;
