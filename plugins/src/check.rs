@@ -10,3 +10,12 @@ pub(crate) fn text(what: &str, text: &str, least: usize, most: usize) -> Result<
     let bytes = text.len();
     if bytes < least || bytes > most { Err(format!("{what} has {bytes} bytes, not {least} to {most}")) } else { Ok(()) }
 }
+
+/// The beginning of a text that somebody else chose.
+pub(crate) fn clip(text: &str, most: usize) -> &str {
+    let mut cut = text.len().min(most);
+    while !text.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    &text[..cut]
+}

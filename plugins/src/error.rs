@@ -4,6 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::World;
+use crate::check::clip;
+
+/// Longest message: a plugin may have a part in it.
+const MAX_MESSAGE_BYTES: usize = 512;
 
 /// Kinds of failures, as in `spec.failurePolicy`, metrics and conditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,8 +53,8 @@ pub struct Failure {
 }
 
 impl Failure {
-    pub(crate) fn new(class: Class, message: impl Into<Arc<str>>) -> Self {
-        Self { class, message: message.into(), skipped: false }
+    pub(crate) fn new(class: Class, message: impl AsRef<str>) -> Self {
+        Self { class, message: clip(message.as_ref(), MAX_MESSAGE_BYTES).into(), skipped: false }
     }
 }
 

@@ -65,7 +65,7 @@ impl Generation {
     /// # Errors
     /// If it does not start within its limits.
     pub fn new(host: &Host, module: Arc<Module>, setup: Setup) -> Result<Arc<Self>, Failure> {
-        let limits = setup.limits.within(&host.caps(module.world()));
+        let limits = setup.limits.within(&Limits::MOST);
         let shared = Arc::new(Shared {
             config: setup.config,
             state: setup.state.unwrap_or_else(|| Arc::new(State::new(&limits))),
@@ -155,8 +155,7 @@ impl Generation {
 
     /// The answer, instructions executed, and bytes of memory.
     fn ask<Q: Question>(&self, question: &Q, thread: usize) -> (Result<Q::Answer, Failure>, u64, u64) {
-        let own =
-            self.places.len().checked_sub(1).map_or(0, |last| if thread > last { thread % (last + 1) } else { thread });
+        let own = thread % self.places.len().max(1);
         let (before, after) = self.places.split_at(own);
         for place in after.iter().chain(before) {
             let Some(mut place) = place.0.try_lock() else { continue };

@@ -14,7 +14,6 @@ use crate::compile::Compiler;
 use crate::engine::{Engines, Pool};
 use crate::imports::{Counters, Log, Shared, State};
 use crate::instance::Instance;
-use crate::limits::{MAX_MEMORY_BYTES, MAX_MODULE_BYTES, MAX_TABLE_ELEMENTS};
 use crate::module::{Digest, Module};
 use crate::{CompileError, Limits, World};
 
@@ -116,22 +115,6 @@ impl Host {
         self.0.clock.lease()
     }
 
-    /// What nobody can have more of.
-    pub(crate) fn caps(&self, _: World) -> Limits {
-        Limits {
-            memory_bytes: MAX_MEMORY_BYTES,
-            table_elements: MAX_TABLE_ELEMENTS,
-            module_bytes: MAX_MODULE_BYTES,
-            compile_cpu: std::time::Duration::MAX,
-            compile_memory_bytes: u64::MAX,
-            output_bytes: usize::MAX,
-            time: std::time::Duration::MAX,
-            fuel: u64::MAX,
-            state_entries: usize::MAX,
-            state_bytes: usize::MAX,
-        }
-    }
-
     /// How often compiled code was found in the cache, and how often this process had to compile itself: when the compiler could not write
     /// to the cache, because the disk is full.
     pub fn cache_counts(&self) -> (usize, usize) {
@@ -144,7 +127,7 @@ impl Host {
     /// # Errors
     /// See [`CompileError`]: all but `Compiler` are the module's fault.
     pub async fn compile(&self, world: World, source: &[u8], limits: &Limits) -> Result<Arc<Module>, CompileError> {
-        let limits = limits.within(&self.caps(world));
+        let limits = limits.within(&Limits::MOST);
         if source.len() > limits.module_bytes {
             return Err(CompileError::TooLarge { bytes: source.len(), most: limits.module_bytes });
         }

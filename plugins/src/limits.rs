@@ -67,13 +67,27 @@ impl Limits {
         }
     }
 
-    /// These, but nothing above `caps` and what the host can give.
+    /// What nobody can have more of.
+    pub const MOST: Self = Self {
+        memory_bytes: MAX_MEMORY_BYTES,
+        table_elements: MAX_TABLE_ELEMENTS,
+        module_bytes: MAX_MODULE_BYTES,
+        compile_cpu: Duration::from_secs(600),
+        compile_memory_bytes: 16 << 30,
+        output_bytes: 64 << 20,
+        time: Duration::from_secs(60),
+        fuel: u64::MAX,
+        state_entries: 1 << 20,
+        state_bytes: 64 << 20,
+    };
+
+    /// These, but nothing above `caps`.
     #[must_use]
     pub fn within(&self, caps: &Self) -> Self {
         Self {
-            memory_bytes: self.memory_bytes.min(caps.memory_bytes).min(MAX_MEMORY_BYTES),
-            table_elements: self.table_elements.min(caps.table_elements).min(MAX_TABLE_ELEMENTS),
-            module_bytes: self.module_bytes.min(caps.module_bytes).min(MAX_MODULE_BYTES),
+            memory_bytes: self.memory_bytes.min(caps.memory_bytes),
+            table_elements: self.table_elements.min(caps.table_elements),
+            module_bytes: self.module_bytes.min(caps.module_bytes),
             compile_cpu: self.compile_cpu.min(caps.compile_cpu),
             compile_memory_bytes: self.compile_memory_bytes.min(caps.compile_memory_bytes),
             output_bytes: self.output_bytes.min(caps.output_bytes),
@@ -95,7 +109,6 @@ mod tests {
         let caps = Limits { output_bytes: 10, ..Limits::of(World::Routing) };
         let got = wanted.within(&caps);
         assert_eq!((got.memory_bytes, got.time, got.output_bytes), (64 << 20, Duration::from_millis(2), 10));
-        let generous = Limits { memory_bytes: u64::MAX, ..caps };
-        assert_eq!(wanted.within(&generous).memory_bytes, MAX_MEMORY_BYTES);
+        assert_eq!(wanted.within(&Limits::MOST).memory_bytes, MAX_MEMORY_BYTES);
     }
 }

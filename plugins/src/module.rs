@@ -8,10 +8,14 @@ use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Linker};
 
 use crate::call::Pre;
+use crate::check::clip;
 use crate::imports::{self, Data};
 use crate::metadata::Metadata;
 use crate::routing::Topology;
 use crate::{CompileError, Limits, World};
+
+/// Longest reason: a component's names are in it.
+const MAX_REASON_BYTES: usize = 512;
 
 /// SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,7 +69,7 @@ impl Module {
         size_bytes: usize,
         limits: &Limits,
     ) -> Result<Self, CompileError> {
-        let wrong = |why: String| CompileError::WrongWorld { world, why };
+        let wrong = |why: String| CompileError::WrongWorld { world, why: clip(&why, MAX_REASON_BYTES).to_owned() };
         fits(component, limits)?;
         imports_are_ours(world, component).map_err(wrong)?;
         exports_are_there(world, component).map_err(wrong)?;

@@ -51,6 +51,26 @@ pub fn resolve() -> (Resolve, wit_parser::PackageId) {
     (resolve, package)
 }
 
+/// A core module in text with a section that says how it becomes a component of this world.
+fn core(text: &str, resolve: &Resolve, package: wit_parser::PackageId, world: &str) -> Vec<u8> {
+    let mut module = wat::parse_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let world = resolve.select_world(&[package], Some(world)).expect("the world is there");
+    embed_component_metadata(&mut module, resolve, world, StringEncoding::UTF8).expect("metadata");
+    module
+}
+
+fn encode(core: &[u8]) -> Vec<u8> {
+    let encoder = ComponentEncoder::default().validate(true).module(core);
+    encoder.and_then(|mut encoder| encoder.encode()).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// A component of a world of another WIT.
+pub fn component_of(wit: &str, world: &str, text: &str) -> Vec<u8> {
+    let mut resolve = Resolve::default();
+    let package = resolve.push_str("test.wit", wit).expect("the WIT is valid");
+    encode(&core(text, &resolve, package, world))
+}
+
 impl Guest {
     /// `decision` is the body of the function: `(param $in i32) (result i32)`, pointers to the input and to the answer. There is room for
     /// the answer at 1024, which is all zeros, `$calls` counts calls, and 2048 to 4095 are free.
@@ -171,18 +191,13 @@ impl Guest {
 
     /// The core module with a section that says how it becomes a component.
     pub fn core(&self) -> Vec<u8> {
-        let mut module = wat::parse_str(self.text()).unwrap_or_else(|error| panic!("{error}\n{}", self.text()));
         let (resolve, package) = resolve();
-        let world = resolve.select_world(&[package], Some(self.world.name())).expect("the world is there");
-        embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).expect("metadata");
-        module
+        core(&self.text(), &resolve, package, self.world.name())
     }
 
     /// The component.
     pub fn component(&self) -> Vec<u8> {
-        let core = self.core();
-        let encoder = ComponentEncoder::default().validate(true).module(&core);
-        encoder.and_then(|mut encoder| encoder.encode()).unwrap_or_else(|error| panic!("{error:#}\n{}", self.text()))
+        encode(&self.core())
     }
 }
 

@@ -11,6 +11,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use crate::check::clip;
 use crate::{Mode, engine};
 
 /// Exit code for a module that is not one; the reason is on the standard error.
@@ -73,13 +74,8 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
     };
     match run(&job) {
         Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(mut reason)) => {
-            let mut cut = reason.len().min(MAX_REASON_BYTES);
-            while !reason.is_char_boundary(cut) {
-                cut -= 1;
-            }
-            reason.truncate(cut);
-            eprintln!("{reason}");
+        Ok(Err(reason)) => {
+            eprintln!("{}", clip(&reason, MAX_REASON_BYTES));
             ExitCode::from(INVALID)
         }
         Err(error) => {

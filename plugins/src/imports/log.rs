@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use wasmtime::component::{ComponentType, Lift};
 
+use crate::check::clip;
+
 /// Longest line.
 pub const MAX_LINE_BYTES: usize = 1024;
 /// Lines per second in the long run.
@@ -82,11 +84,7 @@ impl Log {
 
 /// One line without control characters, of bounded length.
 fn clean(line: &str) -> String {
-    let mut cut = line.len().min(MAX_LINE_BYTES);
-    while !line.is_char_boundary(cut) {
-        cut -= 1;
-    }
-    line[..cut].chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    clip(line, MAX_LINE_BYTES).chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 #[cfg(test)]

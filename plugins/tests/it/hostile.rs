@@ -7,7 +7,7 @@ use scaleup_plugins::routing::Decision;
 use scaleup_plugins::{Class, CompileError, Failure, Limits, World};
 
 use crate::support::{Lab, generous, route};
-use scaleup_plugins::testing::{Guest, least_in_flight};
+use scaleup_plugins::testing::{Guest, component_of, least_in_flight};
 
 /// A test by name.
 fn trial(name: &'static str, test: fn()) -> Trial {
@@ -105,6 +105,21 @@ pub fn trials() -> Vec<Trial> {
             let message = error.to_string();
             assert!(matches!(error, CompileError::WrongWorld { .. }), "{message}");
             assert!(message.ends_with("; it is one of the world scaling"), "{message}");
+        }),
+        trial("a_function_of_another_type_is_refused", || {
+            let source = component_of(
+                "package scaleup:policy@0.1.0;
+                 interface metadata { config-schema: func() -> string; examples: func() -> list<string>; }
+                 interface router { route: func() -> u32; }
+                 world routing { export metadata; export router; }",
+                "routing",
+                r#"(module (memory (export "memory") 1)
+                     (func (export "scaleup:policy/metadata@0.1.0#config-schema") (result i32) (i32.const 16))
+                     (func (export "scaleup:policy/metadata@0.1.0#examples") (result i32) (i32.const 16))
+                     (func (export "scaleup:policy/router@0.1.0#route") (result i32) (i32.const 0)))"#,
+            );
+            let error = refused(World::Routing, &source, &generous(World::Routing));
+            assert!(matches!(error, CompileError::WrongWorld { .. }), "{error}");
         }),
         trial("a_missing_export_is_refused", || {
             let guest = least_in_flight().without("examples");
