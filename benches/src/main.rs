@@ -8,6 +8,7 @@ mod figure;
 mod load;
 mod node;
 mod peers;
+mod plugins;
 mod proxy;
 mod watch;
 
@@ -42,6 +43,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("proxy-tcp", |quick| Box::pin(proxy::l4::all(quick))),
     ("proxy-sni", |quick| Box::pin(proxy::l4::names(quick))),
     ("proxy-change", |quick| Box::pin(proxy::change::all(quick))),
+    ("plugins", |quick| Box::pin(plugins::all(quick))),
 ];
 
 #[tokio::main]

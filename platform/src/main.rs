@@ -73,12 +73,17 @@ async fn run(cli: Cli) -> Result<()> {
 }
 
 fn main() -> ExitCode {
+    let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    // What a user's component is compiled in: a process with nothing else in it.
+    if arguments.get(1).is_some_and(|first| first == scaleup_plugins::SUBCOMMAND) {
+        return scaleup_plugins::compile_child(&arguments[2..]);
+    }
     // The allocator spreads over more of its memory than it fills: pages of 2 MiB would make that resident, three times
     // what is used at rest. A kernel without such pages refuses, and then there is nothing to turn off.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     // Fails only if a provider is installed already, and then there is one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let outcome = cli::parse(std::env::args_os().collect()).and_then(|cli| {
+    let outcome = cli::parse(arguments).and_then(|cli| {
         logging(&cli)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let outcome = runtime.block_on(run(cli));

@@ -74,11 +74,12 @@ fn whitespace(file: &File, out: &mut Vec<String>) {
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("store", &["scaleup-api"]),
-    ("apiserver", &["scaleup-api", "scaleup-store"]),
-    ("controllers", &["scaleup-api"]),
-    ("scheduler", &["scaleup-api"]),
+    ("plugins", &[]),
+    ("apiserver", &["scaleup-api", "scaleup-plugins", "scaleup-store"]),
+    ("controllers", &["scaleup-api", "scaleup-plugins"]),
+    ("scheduler", &["scaleup-api", "scaleup-plugins"]),
     ("kubelet-lite", &["scaleup-api"]),
-    ("lb", &["scaleup-api"]),
+    ("lb", &["scaleup-api", "scaleup-plugins"]),
 ];
 
 fn direction(file: &File, out: &mut Vec<String>) {
