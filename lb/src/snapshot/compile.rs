@@ -25,6 +25,7 @@ use super::objects::{Kind, NodeFacts, Object, ObjectKey, Objects, Route, RouteKe
 use super::plan::{service_key, slice_service};
 use super::policies::Policies;
 use super::routes::{BackendRef, HostPattern, HostPort, ListenerPlan, Mode};
+use super::unsaid::Unsaid;
 use super::{NodePlan, PlanConfig, Protocol, ServiceKey, ServicePlan, Snapshot, certificates, statuses};
 use crate::listeners::Report;
 use crate::policy::RequestPolicy;
@@ -60,7 +61,7 @@ pub struct Compiler {
     shadowed: BTreeMap<HostPort, Shadowed>,
     /// How many routes are served at a Gateway's listener.
     attached: BTreeMap<ListenerId, i32>,
-    unsaid: statuses::Unsaid,
+    unsaid: Unsaid,
     default_policy: Arc<RequestPolicy>,
     dirty: Dirty,
 }

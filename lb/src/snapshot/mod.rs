@@ -32,6 +32,7 @@ mod sessions;
 mod status_tests;
 mod statuses;
 pub mod testing;
+mod unsaid;
 pub(crate) mod watch;
 pub(crate) mod write;
 
