@@ -4,7 +4,6 @@
 //! This module starts the threads and hands them sockets. It does not know Services: a socket comes with the
 //! [`site::Site`] to serve.
 
-mod alt_names;
 mod attempt;
 mod buffer;
 mod chunked;
@@ -35,6 +34,7 @@ mod tcp;
 pub(crate) mod tls;
 mod tunnel;
 mod udp;
+mod verifier;
 mod worker;
 
 use std::sync::Arc;

@@ -11,20 +11,19 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{AlertDescription, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{AlertDescription, ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::alt_names::AnyOf;
 use super::io::{Link, Shared};
 use super::pool::ConnectError;
+use super::verifier::{Believed, Verifier};
 use crate::policy::UpstreamTls;
 use crate::snapshot::routes::CertificatePlan;
 
@@ -253,14 +252,17 @@ impl Connectors {
 /// Settings towards the endpoints of a policy that offer `alpn`; `None` if they cannot be used.
 pub(crate) fn client_config(policy: &UpstreamTls, alpn: &[&[u8]]) -> Option<Arc<ClientConfig>> {
     let builder = ClientConfig::builder_with_provider(provider().clone()).with_safe_default_protocol_versions().ok()?;
+    let believing = |builder: ConfigBuilder<ClientConfig, WantsVerifier>, believed| {
+        let verifier = Verifier { believed, provider: provider().clone() };
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+    };
     let builder = if policy.insecure {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate))
+        believing(builder, Believed::Anybody)
     } else if policy.alt_names.is_empty() {
         builder.with_root_certificates(roots(policy.ca_pem.as_deref())?)
     } else {
         let (names, roots) = (policy.alt_names.clone(), roots(policy.ca_pem.as_deref())?);
-        let verifier = AnyOf { names, roots, provider: provider().clone() };
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+        believing(builder, Believed::AnyOf { names, roots })
     };
     let mut config = match &policy.client {
         None => builder.with_no_client_auth(),
@@ -287,45 +289,6 @@ fn roots(ca_pem: Option<&[u8]>) -> Option<Arc<RootCertStore>> {
             found.unwrap_or_else(|| Arc::new(RootCertStore::empty()))
         }))
         .cloned(),
-    }
-}
-
-/// For policies that say so: whoever answers is believed; that it has the key of its certificate is still checked.
-#[derive(Debug)]
-struct AnyCertificate;
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, signed, &provider().signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, signed, &provider().signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -1,6 +1,7 @@
-//! Certificates of endpoints that need not be for the name that is asked for, but for one of a list (BackendTLSPolicy `subjectAltNames`).
+//! Which certificates of endpoints are believed where a policy says something else than "one for the name that is asked for": one for any
+//! name of a list (BackendTLSPolicy `subjectAltNames`), or anybody's.
 //!
-//! Everything else of a certificate is checked as usual: its chain, its validity, that the endpoint has its key.
+//! That the endpoint has its certificate's key is checked in either case, and for the list its chain and its validity, too.
 
 use std::sync::Arc;
 
@@ -13,25 +14,31 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, Sign
 
 use crate::policy::AltName;
 
-/// Believes certificates of `roots` that have one of `names`.
+/// See the module.
 #[derive(Debug)]
-pub(super) struct AnyOf {
-    pub names: Arc<[AltName]>,
-    pub roots: Arc<RootCertStore>,
+pub(super) struct Verifier {
+    pub believed: Believed,
     pub provider: Arc<CryptoProvider>,
 }
 
-impl AnyOf {
-    fn has_name(&self, der: &CertificateDer<'_>, parsed: &ParsedCertificate<'_>) -> bool {
-        let Ok(leaf) = webpki::EndEntityCert::try_from(der) else { return false };
-        self.names.iter().any(|name| match name {
-            AltName::Hostname(name) => match name.strip_prefix("*.") {
-                None => ServerName::try_from(&**name).is_ok_and(|name| verify_server_name(parsed, &name).is_ok()),
-                Some(domain) => leaf.valid_dns_names().any(|has| is_under(has, domain)),
-            },
-            AltName::Uri(uri) => leaf.valid_uri_names().any(|has| *has == **uri),
-        })
-    }
+/// Whose certificates are believed.
+#[derive(Debug)]
+pub(super) enum Believed {
+    /// Anybody's.
+    Anybody,
+    /// Those of `roots` that have one of `names`.
+    AnyOf { names: Arc<[AltName]>, roots: Arc<RootCertStore> },
+}
+
+fn has_any(names: &[AltName], der: &CertificateDer<'_>, parsed: &ParsedCertificate<'_>) -> bool {
+    let Ok(leaf) = webpki::EndEntityCert::try_from(der) else { return false };
+    names.iter().any(|name| match name {
+        AltName::Hostname(name) => match name.strip_prefix("*.") {
+            None => ServerName::try_from(&**name).is_ok_and(|name| verify_server_name(parsed, &name).is_ok()),
+            Some(domain) => leaf.valid_dns_names().any(|has| is_under(has, domain)),
+        },
+        AltName::Uri(uri) => leaf.valid_uri_names().any(|has| *has == **uri),
+    })
 }
 
 /// Whether a name (or wildcard) of a certificate is one label below `domain`.
@@ -39,7 +46,7 @@ fn is_under(name: &str, domain: &str) -> bool {
     name.split_once('.').is_some_and(|(_, parent)| parent.eq_ignore_ascii_case(domain))
 }
 
-impl ServerCertVerifier for AnyOf {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -48,10 +55,11 @@ impl ServerCertVerifier for AnyOf {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        let Believed::AnyOf { names, roots } = &self.believed else { return Ok(ServerCertVerified::assertion()) };
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
-        if !self.has_name(end_entity, &parsed) {
+        verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
+        if !has_any(names, end_entity, &parsed) {
             return Err(Error::InvalidCertificate(CertificateError::NotValidForName));
         }
         Ok(ServerCertVerified::assertion())
@@ -102,7 +110,8 @@ mod tests {
         let mut roots = RootCertStore::empty();
         roots.add(trusted.clone().into_owned()).expect("a root");
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = AnyOf { names: names.into(), roots: Arc::new(roots), provider };
+        let believed = Believed::AnyOf { names: names.into(), roots: Arc::new(roots) };
+        let verifier = Verifier { believed, provider };
         let asked = ServerName::try_from("asked.example").expect("a name");
         verifier.verify_server_cert(certificate, &[], &asked, &[], UnixTime::now()).is_ok()
     }
