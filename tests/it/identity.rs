@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use scaleup_tests::cluster::binary;
+use scaleup_tests::cluster::issued;
 use scaleup_tests::http::Api;
 use serde_json::{Value, json};
 
@@ -234,19 +234,6 @@ async fn service_account_tokens(cx: Cx) -> Result<()> {
     let jwks = admin.get("/openid/v1/jwks").await?.ok()?;
     ensure!(jwks["keys"].as_array().is_some_and(|k| !k.is_empty()), "{jwks}");
     Ok(())
-}
-
-/// The kubeconfig that `scaleup kubeconfig` prints for somebody.
-pub fn issued(dir: &std::path::Path, server: &str, subject: &[&str]) -> Result<String> {
-    let output = std::process::Command::new(binary())
-        .arg("kubeconfig")
-        .arg("--data-dir")
-        .arg(dir)
-        .args(["--server", server])
-        .args(subject)
-        .output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 fn issued_api(dir: &std::path::Path, server: &str, subject: &[&str]) -> Result<Api> {

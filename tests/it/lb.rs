@@ -207,7 +207,7 @@ async fn tools_show_and_explain_traffic(cx: Cx) -> Result<()> {
     // Who may not see it does not.
     let file = tempfile::NamedTempFile::new()?;
     let server = format!("https://127.0.0.1:{}", cluster.port);
-    std::fs::write(file.path(), crate::identity::issued(cluster.dir.path(), &server, &["user", "eve"])?)?;
+    std::fs::write(file.path(), scaleup_tests::cluster::issued(cluster.dir.path(), &server, &["user", "eve"])?)?;
     let refused = tool(file.path(), &["top", "--once"]).await?;
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && text.contains("forbidden"), "{text}");

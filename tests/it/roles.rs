@@ -4,13 +4,12 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use scaleup_tests::cluster::{binary, free_port};
+use scaleup_tests::cluster::{binary, free_port, issued};
 use scaleup_tests::docker::demo_image;
 use scaleup_tests::eventually;
 use scaleup_tests::http::Api;
 use scaleup_tests::kubectl::Kubectl;
 
-use crate::identity::issued;
 use crate::{Cx, trials};
 
 /// All tests of this module.

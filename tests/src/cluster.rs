@@ -263,6 +263,21 @@ impl Drop for Cluster {
     }
 }
 
+/// The kubeconfig that `scaleup kubeconfig` prints for somebody.
+pub fn issued(dir: &Path, server: &str, subject: &[&str]) -> Result<String> {
+    let output = Command::new(binary())
+        .arg("kubeconfig")
+        .arg("--data-dir")
+        .arg(dir)
+        .args(["--server", server])
+        .args(subject)
+        .output()?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
 /// The project's root.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))

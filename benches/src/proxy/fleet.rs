@@ -1,10 +1,11 @@
 //! An API server and a load balancer in processes of their own, so that what the load balancer uses is told apart from the rest.
 
-use anyhow::{Context, Result, ensure};
-use scaleup_tests::cluster::{binary, free_port};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use scaleup_tests::cluster::{binary, free_port, issued};
 use scaleup_tests::eventually;
 use scaleup_tests::http::Api;
-use tokio::process::Command;
 
 use crate::figure;
 use crate::peers::{Peer, peer_dir};
@@ -23,7 +24,7 @@ impl Fleet {
     pub async fn start() -> Result<Self> {
         let (dir, port) = (peer_dir()?, free_port()?);
         let data = dir.path().join("data");
-        let mut command = std::process::Command::new(binary());
+        let mut command = Command::new(binary());
         command.arg("apiserver").arg("--data-dir").arg(&data);
         command.args(["--listen", &format!("0.0.0.0:{port}"), "--node-port-range", "29100-29199"]);
         let apiserver = Peer::start(&mut command, port, dir).await?;
@@ -32,18 +33,10 @@ impl Fleet {
             Ok(api.get("/readyz").await?.status.is_success().then_some(api))
         })
         .await?;
-        let issued = Command::new(binary())
-            .arg("kubeconfig")
-            .arg("--data-dir")
-            .arg(&data)
-            .args(["--server", &api.base, "lb"])
-            .output()
-            .await?;
-        ensure!(issued.status.success(), "{}", String::from_utf8_lossy(&issued.stderr));
         let (dir, port) = (peer_dir()?, free_port()?);
         let kubeconfig = dir.path().join("kubeconfig");
-        std::fs::write(&kubeconfig, issued.stdout)?;
-        let mut command = std::process::Command::new(binary());
+        std::fs::write(&kubeconfig, issued(&data, &api.base, &["lb"])?)?;
+        let mut command = Command::new(binary());
         command.arg("lb").arg("--kubeconfig").arg(kubeconfig).arg("--no-nftables");
         command.args(["--node-name", "bench", "--metrics-listen", &format!("127.0.0.1:{port}")]);
         let lb = Peer::start(&mut command, port, dir).await?;

@@ -186,19 +186,10 @@ async fn cors_is_answered_and_said() {
     lab.stop().await;
 }
 
-fn mirror(to_service: &str) -> Filter {
-    Filter::Mirror { backend: to(to_service), numerator: 1, denominator: 1 }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_are_sent_and_never_waited_for() {
     let (main, copies) = (Scripted::named("main").await, Scripted::start(|_, _| Act::Hang).await);
-    let setup = Setup::default().service("main", &[main.addr]).service("copies", &[copies.addr]).rules(vec![filtered(
-        "/",
-        "main",
-        vec![mirror("copies")],
-    )]);
-    let lab = Routed::start(&setup).await;
+    let lab = Routed::start(&mirrored(&main, &copies)).await;
     for _ in 0..5 {
         assert_eq!(lab.get("/get").await.body, "main");
     }

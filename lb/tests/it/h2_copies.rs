@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use scaleup_lb::policy::RequestPolicy;
-use scaleup_lb::snapshot::routes::Filter;
 
 use crate::h2_support::*;
 use crate::routed::*;
@@ -12,19 +11,10 @@ use crate::support::PATIENCE;
 
 const GRPC: &[(&str, &str)] = &[("content-type", "application/grpc"), ("te", "trailers")];
 
-fn mirror(to_service: &str) -> Filter {
-    Filter::Mirror { backend: to(to_service), numerator: 1, denominator: 1 }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_are_sent_and_never_waited_for() {
     let (main, copies) = (Scripted::named("main").await, Scripted::start(|_, _| Act::Hang).await);
-    let setup = Setup::default().service("main", &[main.addr]).service("copies", &[copies.addr]).rules(vec![filtered(
-        "/",
-        "main",
-        vec![mirror("copies")],
-    )]);
-    let lab = Routed::start(&setup).await;
+    let lab = Routed::start(&mirrored(&main, &copies)).await;
     let mut client = H2Client::connect(lab.addr).await;
     for _ in 0..5 {
         assert_eq!(client.get("/get").await.text(), "main");

@@ -119,6 +119,16 @@ pub fn filtered(prefix: &str, service: &str, filters: Vec<Filter>) -> RulePlan {
     RulePlan { filters, ..rule(prefix, service) }
 }
 
+pub fn mirror(to_service: &str) -> Filter {
+    Filter::Mirror { backend: to(to_service), numerator: 1, denominator: 1 }
+}
+
+/// Everything goes to `main`, and a copy of it to `copies`.
+pub fn mirrored(main: &Scripted, copies: &Scripted) -> Setup {
+    let rule = filtered("/", "main", vec![mirror("copies")]);
+    Setup::default().service("main", &[main.addr]).service("copies", &[copies.addr]).rules(vec![rule])
+}
+
 pub fn governed(prefix: &str, service: &str, policy: RequestPolicy) -> RulePlan {
     RulePlan { policy: Arc::new(policy), ..rule(prefix, service) }
 }
