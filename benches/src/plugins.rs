@@ -65,7 +65,7 @@ impl Bench {
         }
         took.sort_unstable();
         for (quantile, label) in [(0.5, "p50"), (0.99, "p99")] {
-            print(&format!("plugin-{name}-{label}"), quantile_ms(&took, quantile) * 1e3, "us");
+            print(&format!("plugin_{name}_{label}"), quantile_ms(&took, quantile) * 1e3, "us");
         }
         Ok(())
     }
@@ -75,7 +75,7 @@ impl Bench {
         let topology = Arc::new(Topology::default());
         for endpoints in [3, 16, 256] {
             let input = request(endpoints);
-            self.time(&format!("route-{endpoints}"), self.calls, || {
+            self.time(&format!("route_{endpoints}"), self.calls, || {
                 let decided = policy.route(black_box(&input), &topology, 0, Instant::now())?;
                 ensure!(decided.answer == Decision::Pick(endpoints - 1), "{decided:?}");
                 Ok(())
@@ -90,7 +90,7 @@ impl Bench {
         let input = admission::Input::default();
         let calls = self.calls / 4;
         let run = || (0..calls).try_for_each(|_| policy.admit(black_box(&input), Instant::now()).map(drop));
-        self.time("instantiate-call-drop", calls, || Ok(policy.admit(black_box(&input), Instant::now()).map(drop)?))?;
+        self.time("instantiate_call_drop", calls, || Ok(policy.admit(black_box(&input), Instant::now()).map(drop)?))?;
         let began = Instant::now();
         std::thread::scope(|scope| -> Result<()> {
             let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(run)).collect();
@@ -100,7 +100,7 @@ impl Bench {
             Ok(())
         })?;
         let each = began.elapsed().as_secs_f64() * 1e6 / calls as f64;
-        print("plugin-instantiate-call-drop-two-threads", each, "us");
+        print("plugin_instantiate_call_drop_two_threads", each, "us");
         Ok(())
     }
 
@@ -120,7 +120,7 @@ impl Bench {
         let policy = self.policy(&guest, World::Admission).await?;
         let object = format!("{{\"padding\": {:?}}}", "x".repeat(4 * 1024 - 15));
         let input = admission::Input { object: Some(object), kind: "Pod".into(), ..Default::default() };
-        self.time("admit-4KiB", self.calls / 4, || {
+        self.time("admit_4KiB", self.calls / 4, || {
             let decided = policy.admit(black_box(&input), Instant::now())?;
             ensure!(decided.answer.verdict == admission::Verdict::Allow, "{decided:?}");
             Ok(())
@@ -157,7 +157,7 @@ impl Bench {
         let policy = self.policy(&guest, World::Scheduling).await?;
         let node = |i: i64| scheduling::Node { milli_cpu: 8000, milli_cpu_used: i * 8, ..Default::default() };
         let input = scheduling::Input { nodes: (0..1000).map(node).collect(), ..Default::default() };
-        self.time("place-1000-nodes", self.calls / 20, || {
+        self.time("place_1000_nodes", self.calls / 20, || {
             let decided = policy.place(black_box(&input), 0, Instant::now())?;
             ensure!(decided.answer.verdicts.last() == Some(&99), "{:?}", decided.answer.verdicts.last());
             Ok(())
@@ -179,7 +179,7 @@ impl Bench {
             took.push(began.elapsed());
         }
         took.sort_unstable();
-        print("plugin-reload-to-effect-p99", quantile_ms(&took, 0.99), "ms");
+        print("plugin_reload_to_effect_p99", quantile_ms(&took, 0.99), "ms");
         Ok(())
     }
 
@@ -196,10 +196,10 @@ impl Bench {
             kept.push(policy);
         }
         took.sort_unstable();
-        print("plugin-compile-to-active-p50", quantile_ms(&took, 0.5), "ms");
+        print("plugin_compile_to_active_p50", quantile_ms(&took, 0.5), "ms");
         let each = (rss_mib(std::process::id())? - before) * 1024.0 / count as f64;
-        print("plugin-memory-each", each, "KiB");
-        print(&format!("plugin-memory-{count}-plugins"), each * count as f64 / 1024.0, "MiB");
+        print("plugin_memory_each", each, "KiB");
+        print(&format!("plugin_memory_{count}_plugins"), each * count as f64 / 1024.0, "MiB");
         Ok(())
     }
 }
