@@ -3,11 +3,15 @@
 //!
 //! Pure functions over k8s-openapi types. Nothing here does I/O, and nothing here knows the store, the API server or a role.
 
+#[macro_use]
+mod data;
+
 pub mod duration;
 pub mod gateway;
 pub mod kind;
 pub mod names;
 pub mod owner;
+pub mod plugin;
 pub mod pods;
 pub mod quantity;
 pub mod selector;

@@ -5,8 +5,6 @@
 //! the Gateway API (GEP-2257): `10s`, `1m30s`, `250ms`. Shares are in percent.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 crate::kind!(
     /// How traffic to its targets is balanced, limited, protected and retried.
@@ -19,24 +17,6 @@ crate::kind!(
     TrafficPolicyStatus,
     "dev.scaleup.traffic.v1.TrafficPolicy"
 );
-
-/// Declares plain data of this group: camelCase fields, all optional, none written when empty.
-macro_rules! data {
-    ($(#[$doc:meta])* $name:ident $schema:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-        #[serde(rename_all = "camelCase", default)]
-        #[schemars(rename = $schema)]
-        pub struct $name {
-            $($(#[$field_doc])* #[serde(skip_serializing_if = "crate::traffic::is_empty")] pub $field: $type,)*
-        }
-    };
-}
-
-/// Whether a field is at its default and so not written.
-pub(crate) fn is_empty<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
 
 data!(
     /// Specification of a TrafficPolicy.
@@ -71,6 +51,20 @@ data!(
         upstream_tls: Option<UpstreamTls>,
         /// Which requests are written to the access log.
         access_log: Option<AccessLog>,
+        /// The plugin that chooses the endpoint of a request, in place of `loadBalancing.algorithm`, for HTTP.
+        policy_ref: Option<PolicyRef>,
+    }
+);
+
+data!(
+    /// A plugin of the world `routing`, in the policy's namespace or the cluster's.
+    PolicyRef "dev.scaleup.traffic.v1.PolicyRef" {
+        /// `WasmPlugin` (default) or `ClusterWasmPlugin`.
+        kind: String,
+        /// Name.
+        name: String,
+        /// Names of request headers that the plugin sees, besides those that its configuration names. At most 32.
+        headers: Vec<String>,
     }
 );
 

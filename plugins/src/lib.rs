@@ -23,6 +23,8 @@
 //! share of decisions), [`Policy::publish`] makes it the one that decides, [`Policy::roll_back`] takes the one before. Until there is a
 //! generation, decisions fail with the class that was last given to [`Policy::set_absent`], so that a policy that fails closed does so from the
 //! beginning.
+//!
+//! A [`Registry`] is where both sides meet: [`Registry::slot`] gives the [`Slot`] of a plugin's name, loaded or not.
 
 mod bindings;
 mod breaker;
@@ -41,6 +43,7 @@ mod metrics;
 mod module;
 mod policy;
 mod probe;
+mod registry;
 mod stats;
 mod world;
 
@@ -68,5 +71,6 @@ pub use metrics::Metrics;
 pub use module::{Digest, Module};
 pub use policy::{Decided, Generations, Policy, Rollout, WrongWorld};
 pub use probe::ExampleError;
+pub use registry::{PluginKey, Registry, Slot};
 pub use stats::{Histogram, Statistics};
 pub use world::{Mode, VERSION, World};

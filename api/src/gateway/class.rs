@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 
-use super::common::{LocalObjectReference, ParametersReference, SecretObjectReference, data};
+use super::common::{LocalObjectReference, ParametersReference, SecretObjectReference};
 
 data!(
     /// Specification of a GatewayClass.

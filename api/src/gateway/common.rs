@@ -2,24 +2,6 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-/// Declares plain data of the group: camelCase fields; those it `requires` are always written, the others when they say something.
-macro_rules! data {
-    ($(#[$doc:meta])* $name:ident $schema:literal
-        $(requires { $($(#[$required_doc:meta])* $required:ident: $required_type:ty,)* })?
-        { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }
-    ) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, Default, PartialEq, ::serde::Serialize, ::serde::Deserialize, ::schemars::JsonSchema)]
-        #[serde(rename_all = "camelCase", default)]
-        #[schemars(rename = $schema)]
-        pub struct $name {
-            $($($(#[$required_doc])* #[schemars(extend("x-required" = true))] pub $required: $required_type,)*)?
-            $($(#[$field_doc])* #[serde(skip_serializing_if = "crate::traffic::is_empty")] pub $field: $type,)*
-        }
-    };
-}
-pub(crate) use data;
-
 data!(
     /// Names the object that a route attaches to, or that a policy's state is about.
     ParentReference "io.k8s.networking.gateway.v1.ParentReference"

@@ -1,6 +1,6 @@
 //! GRPCRoute.
 
-use super::common::{LocalObjectReference, ParentReference, data};
+use super::common::{LocalObjectReference, ParentReference};
 use super::http::SessionPersistence;
 use super::http_filters::{HTTPHeaderFilter, HTTPRequestMirrorFilter};
 

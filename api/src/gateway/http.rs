@@ -1,6 +1,6 @@
 //! HTTPRoute: which requests, and where to.
 
-use super::common::{ParentReference, data};
+use super::common::ParentReference;
 use super::http_filters::HTTPRouteFilter;
 
 data!(

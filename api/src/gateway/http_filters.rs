@@ -1,6 +1,6 @@
 //! What rules of HTTPRoutes and GRPCRoutes do to requests and responses.
 
-use super::common::{BackendObjectReference, LocalObjectReference, data};
+use super::common::{BackendObjectReference, LocalObjectReference};
 
 data!(
     /// One thing that is done to requests or responses: `type` and the field of that name.

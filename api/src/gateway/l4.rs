@@ -1,6 +1,6 @@
 //! TLSRoute, TCPRoute and UDPRoute.
 
-use super::common::{BackendRef, ParentReference, data};
+use super::common::{BackendRef, ParentReference};
 
 data!(
     /// Specification of a TLSRoute.

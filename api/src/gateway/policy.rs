@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::common::{LocalObjectReference, data};
+use super::common::LocalObjectReference;
 
 data!(
     /// Specification of a BackendTLSPolicy.
