@@ -4,6 +4,7 @@
 //! before the command line is parsed. Nothing here opens, binds or starts anything but that file.
 
 mod lb;
+mod plugin;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use lb::{ExplainArgs, LbArgs, LbRoleArgs, LbTool, OutputFormat, TopArgs, UserArgs};
+pub use plugin::{PluginTool, ValidateArgs};
 
 /// Largest configuration file read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -60,6 +62,9 @@ pub enum Command {
     Agent(Box<AgentArgs>),
     /// The load balancer, service proxy and cluster DNS of a node alone.
     Lb(Box<LbRoleArgs>),
+    /// Builds, tests and manages policies as WebAssembly.
+    #[command(subcommand)]
+    Plugin(PluginTool),
     /// Prints a kubeconfig for a role, a node or a user, signed by the CA in the data directory.
     Kubeconfig(KubeconfigArgs),
 }

@@ -3,32 +3,14 @@
 mod explained;
 mod table;
 
-use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::io::IsTerminal;
 
 use anyhow::{Context, Result};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{ExplainArgs, LbTool, OutputFormat, TopArgs, UserArgs};
-
-/// A client of the user's.
-async fn client(args: &UserArgs) -> Result<kube::Client> {
-    let own = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".scaleup/kubeconfig"));
-    let path = args.kubeconfig.clone().or(own.filter(|path| path.is_file()));
-    let config = match path {
-        None => kube::Config::from_kubeconfig(&KubeConfigOptions::default()).await.context(
-            "there is no kubeconfig: give one with --kubeconfig or KUBECONFIG (`scaleup up` writes one into its data directory)",
-        )?,
-        Some(path) => {
-            let file = Kubeconfig::read_from(&path)
-                .with_context(|| format!("cannot read the kubeconfig {}", path.display()))?;
-            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?
-        }
-    };
-    Ok(kube::Client::try_from(config)?)
-}
+use crate::cli::{ExplainArgs, LbTool, OutputFormat, TopArgs};
+use crate::user::{client, print};
 
 async fn ask(client: &kube::Client, path: &str) -> Result<Value> {
     let request = http::Request::get(path).body(Vec::new())?;
@@ -82,14 +64,5 @@ async fn explain(args: ExplainArgs) -> Result<()> {
     match args.output {
         OutputFormat::Json => print(&serde_json::to_string_pretty(&said)?),
         OutputFormat::Table => print(&explained::render(&said)),
-    }
-}
-
-/// To standard output; that nobody reads any more is no error.
-fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        outcome => Ok(outcome?),
     }
 }

@@ -9,10 +9,12 @@ mod handover;
 mod issue;
 mod lbtool;
 mod opened;
+mod plugintool;
 mod preflight;
 mod process;
 mod roles;
 mod up;
+mod user;
 mod views;
 
 use std::io::IsTerminal;
@@ -59,17 +61,19 @@ fn shutdown_signal() -> Result<CancellationToken> {
     Ok(token)
 }
 
-async fn run(cli: Cli) -> Result<()> {
+async fn run(cli: Cli) -> Result<ExitCode> {
     let shutdown = shutdown_signal()?;
-    match cli.command {
+    let done = match cli.command {
         Command::Up(args) => up::run(*args, shutdown).await,
         Command::Apiserver(args) => alone::apiserver(*args, shutdown).await,
         Command::Controllers(args) => alone::controllers(args, shutdown).await,
         Command::Scheduler(args) => alone::scheduler(args, shutdown).await,
         Command::Agent(args) => alone::agent(*args, shutdown).await,
         Command::Lb(args) => alone::lb(*args, shutdown).await,
+        Command::Plugin(tool) => return plugintool::run(tool).await,
         Command::Kubeconfig(args) => issue::kubeconfig(&args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn main() -> ExitCode {
@@ -92,7 +96,7 @@ fn main() -> ExitCode {
         outcome
     });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("scaleup: {error:#}");
             ExitCode::FAILURE

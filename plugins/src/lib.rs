@@ -32,6 +32,7 @@ mod call;
 mod check;
 mod clock;
 mod compile;
+mod detect;
 mod engine;
 mod error;
 mod generation;
@@ -58,6 +59,7 @@ pub mod testing;
 
 pub use breaker::BreakerState;
 pub use compile::{Compiler, SUBCOMMAND, child::main as compile_child};
+pub use detect::world_of;
 pub use engine::Pool;
 pub use error::{Class, CompileError, Failure, FailurePolicy, OnFailure};
 pub use generation::{Generation, Setup};

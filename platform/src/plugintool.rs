@@ -1,0 +1,19 @@
+//! `scaleup plugin …`: everything that the author and the operator of a plugin do from the command line. One file per command.
+//!
+//! Commands that run a component do it with the platform's own host, in this process.
+
+mod local;
+mod validate;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cli::PluginTool;
+
+/// Runs a command. An error is one of the caller's; what was found out is in the exit code.
+pub async fn run(tool: PluginTool) -> Result<ExitCode> {
+    match tool {
+        PluginTool::Validate(args) => validate::run(&args).await,
+    }
+}
