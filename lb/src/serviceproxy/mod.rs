@@ -1,12 +1,16 @@
 //! The node's service proxy: ClusterIPs, external IPs and node ports inside the node, by kernel DNAT.
 //!
-//! [`render`] describes the wanted nftables table by value and writes the script from the table in force to it;
+//! [`table`] describes the wanted nftables table by value, [`script`] writes the script from the table in force to it, and
 //! [`nft`] runs scripts. This loop owns the table named in the configuration and touches no other. The table stays on
 //! shutdown, so that running pods keep reaching their Services; [`cleanup`] removes it.
 
 mod hairpin;
+mod items;
 mod nft;
-mod render;
+mod script;
+mod table;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use crate::hub::Hub;
 use crate::snapshot::Snapshot;
 pub use nft::NftError;
-pub use render::RenderConfig;
-use render::Table;
+pub use table::RenderConfig;
+use table::Table;
 
 /// First and longest pause before a table that could not be programmed is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -99,7 +103,7 @@ pub fn render_change(old: &Snapshot, new: &Snapshot, config: &RenderConfig) -> S
 
 /// The script that removes the table `table`, whether or not it is there. Pure.
 pub fn render_removal(table: &str) -> String {
-    render::removal(table)
+    script::removal(table)
 }
 
 /// Removes the table `table` if it is there.

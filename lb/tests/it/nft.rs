@@ -2,9 +2,11 @@
 //! Needs root; says so and passes otherwise.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use scaleup_lb::serviceproxy::{RenderConfig, render, render_change, render_removal};
 use scaleup_lb::snapshot::{Compiler, PlanConfig, Snapshot};
 use serde_json::{Value, json};
@@ -213,25 +215,75 @@ fn check_table(net: &mut Net, config: &RenderConfig) {
     assert_eq!(net.on(&node, &["nft", "list", "tables"]), "");
 }
 
-#[test]
-fn ten_thousand_services_are_one_script() {
+/// Services of [`many_services`].
+const MANY: u32 = 10_000;
+
+/// A cluster of [`MANY`] Services with one to four endpoints each; `endpoints` of the first one.
+fn many_services(endpoints: u32) -> Compiler {
     let mut compiler = Compiler::new(PlanConfig::default());
-    for i in 0..10_000u32 {
+    for i in 0..MANY {
         let ip = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 96, 0, 0)) + i);
         let service = json!({"metadata": {"name": format!("s{i}"), "namespace": "d"},
             "spec": {"clusterIP": ip.to_string(), "ports": [{"port": 80}]}});
         compiler.apply_service(serde_json::from_value(service).unwrap());
-        let endpoint = SocketAddr::from((Ipv4Addr::from_bits(0x0af4_0000 + i), 80));
-        let slice = json!({"metadata": {"name": format!("s{i}"), "namespace": "d",
-            "labels": {"kubernetes.io/service-name": format!("s{i}")}}, "addressType": "IPv4",
-            "ports": [{"port": 80}], "endpoints": [{"addresses": [endpoint.ip().to_string()]}]});
-        compiler.apply_slice(serde_json::from_value(slice).unwrap());
+        compiler.apply_slice(slice(i, if i == 0 { endpoints } else { i % 4 + 1 }));
     }
+    compiler
+}
+
+fn slice(service: u32, endpoints: u32) -> EndpointSlice {
+    let address = |e: u32| Ipv4Addr::from_bits(0x0af4_0000 + service * 4 + e).to_string();
+    let slice = json!({"metadata": {"name": format!("s{service}"), "namespace": "d",
+        "labels": {"kubernetes.io/service-name": format!("s{service}")}}, "addressType": "IPv4",
+        "ports": [{"port": 80}],
+        "endpoints": (0..endpoints).map(|e| json!({"addresses": [address(e)]})).collect::<Vec<_>>()});
+    serde_json::from_value(slice).unwrap()
+}
+
+#[test]
+fn among_ten_thousand_services_a_change_is_a_few_elements() {
+    let mut compiler = many_services(1);
     let before = compiler.snapshot();
-    assert!(render(&before, &config("t", false)).matches("dnat to").count() == 10_000);
-    compiler.delete_service(&serde_json::from_value(json!({"metadata": {"name": "s7", "namespace": "d"}})).unwrap());
-    let after = compiler.snapshot();
-    let change = render_change(&before, &after, &config("t", false));
-    assert_eq!(change.lines().count(), 2, "one element and one chain: {change}");
-    assert!(change.contains("delete element ip t services { 10.96.0.7 . tcp . 80 }"), "{change}");
+    let script = render(&before, &config("t", false));
+    assert_eq!(script.matches(" . tcp . 80 . 0 : ").count(), MANY as usize);
+    assert!(script.matches("chain ").count() < 20, "chains do not grow with Services");
+    compiler.delete_service(&serde_json::from_value(json!({"metadata": {"name": "s8", "namespace": "d"}})).unwrap());
+    let change = render_change(&before, &compiler.snapshot(), &config("t", false));
+    assert_eq!(change, "delete element ip t services-1 { 10.96.0.8 . tcp . 80 . 0 }\n");
+}
+
+/// Changes of the test below.
+const CHANGES: usize = 30;
+
+#[test]
+fn among_ten_thousand_services_a_change_is_quick() {
+    let Some(net) = Net::new() else { return };
+    let config = config("many", false);
+    let mut compiler = many_services(1);
+    let mut now = compiler.snapshot();
+    let whole = render(&now, &config);
+    let start = Instant::now();
+    net.apply(&whole);
+    let scratch = start.elapsed();
+    // What starting the program costs on this machine now: no transaction can be quicker.
+    let mut times = [Vec::new(), Vec::new()];
+    for i in 0..CHANGES {
+        let start = Instant::now();
+        net.apply("");
+        times[0].push(start.elapsed());
+        compiler.apply_slice(slice(0, 1 + (i as u32 + 1) % 4));
+        let next = compiler.snapshot();
+        let start = Instant::now();
+        net.apply(&render_change(&now, &next, &config));
+        times[1].push(start.elapsed());
+        now = next;
+    }
+    let [nothing, change] = times.map(|mut t| {
+        t.sort_unstable();
+        t[CHANGES / 2]
+    });
+    println!(
+        "among {MANY} Services: from scratch {scratch:?}; one Service's change {change:?}, nothing {nothing:?} (p50)"
+    );
+    assert!(change < scratch / 4, "a change costs what changed: {change:?} beside {scratch:?}");
 }
