@@ -3,9 +3,43 @@
 //! A [`WasmPlugin`] is for objects of its namespace, a [`ClusterWasmPlugin`] for those of all. Both have the same specification. What a
 //! component's functions get and give is documented in `plugins/wit`. Durations are written as in the Gateway API (GEP-2257), sizes as quantities.
 
+mod limits;
+mod reference;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
+
+pub use limits::{AskedLimits, MOST, parse_limits};
+pub use reference::{Identifier, Reference};
+
+/// Group of the kinds.
+pub const GROUP: &str = "policy.scaleup.dev";
+/// Values of `spec.world`.
+pub const WORLDS: [&str; 5] = ["admission", "pricing", "routing", "scaling", "scheduling"];
+/// Where modules of ClusterWasmPlugins are kept.
+pub const CLUSTER_MODULES: &str = crate::well_known::NAMESPACE_SYSTEM;
+/// Longest module in `spec.source.inline`, in bytes before base64.
+pub const MAX_INLINE_BYTES: usize = 1 << 20;
+/// Longest configuration, in bytes of JSON.
+pub const MAX_CONFIG_BYTES: usize = 64 << 10;
+/// Largest module that is stored.
+pub const MAX_MODULE_BYTES: usize = 32 << 20;
+
+/// Whether a text is a SHA-256 as they are written here: 64 lower-case hexadecimal digits.
+pub fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Name of the WasmModule with this SHA-256.
+pub fn module_name(sha256: &str) -> String {
+    format!("sha256-{sha256}")
+}
+
+/// The SHA-256 that a WasmModule's name is made of.
+pub fn module_digest(name: &str) -> Option<&str> {
+    name.strip_prefix("sha256-").filter(|digest| is_sha256(digest))
+}
 
 /// Conditions of a plugin, in the order in which a version passes them.
 pub const CONDITIONS: [&str; 5] = ["Fetched", "Verified", "Compiled", "Probed", "Active"];
@@ -32,6 +66,34 @@ crate::kind!(
     WasmPluginSpec,
     WasmPluginStatus,
     "dev.scaleup.policy.v1.ClusterWasmPlugin"
+);
+
+crate::kind!(
+    /// A module as it was brought: its bytes are the subresource `content`, its name is `sha256-` and their SHA-256.
+    WasmModule,
+    "policy.scaleup.dev",
+    "v1",
+    "wasmmodules",
+    Namespace,
+    WasmModuleSpec,
+    WasmModuleStatus,
+    "dev.scaleup.policy.v1.WasmModule"
+);
+
+data!(
+    /// What a module is for.
+    WasmModuleSpec "dev.scaleup.policy.v1.WasmModuleSpec" {
+        /// `Upload` (kept for a day without any plugin that uses it) or `Fetch` (the platform's own, kept for an hour).
+        origin: Option<String>,
+    }
+);
+
+data!(
+    /// Whether the bytes are there.
+    WasmModuleStatus "dev.scaleup.policy.v1.WasmModuleStatus" {
+        /// Size of the content in bytes; absent until it is there.
+        size: Option<i64>,
+    }
 );
 
 data!(
@@ -286,15 +348,21 @@ data!(
         previous: Option<PluginVersion>,
         /// Sums over all places.
         totals: Option<PluginFigures>,
-        /// One entry per process that decides. Each writes its own.
-        holders: Vec<PluginHolder>,
+        /// The version that the specification asked for last, whatever became of it.
+        latest: Option<PluginAttempt>,
+        /// Versions that there have been so far.
+        versions: Option<i64>,
+        /// The processes that decide, by name: `lb/node-1`, `scheduler/node-1`, `apiserver/node-1`, `up/node-1`. Each writes its own entry.
+        holders: BTreeMap<String, PluginHolder>,
     }
 );
 
 data!(
     /// A version of a plugin: everything that a process needs to run it, so that it stays what it was when the specification changes.
     PluginVersion "dev.scaleup.policy.v1.PluginVersion" {
-        /// `metadata.generation` of the plugin that it comes from; its number.
+        /// Its number: versions of a plugin are counted.
+        number: i64,
+        /// `metadata.generation` of the plugin that it comes from.
         generation: i64,
         /// SHA-256 of the module.
         digest: String,
@@ -304,6 +372,10 @@ data!(
         phase: String,
         /// Share of decisions of a canary.
         percent: Option<i32>,
+        /// Which of `spec.rollout.canary` it is in, from 0 on.
+        step: Option<i32>,
+        /// What it had done when this phase began.
+        before: Option<PluginCounts>,
         /// Since when it is in this phase.
         since: Option<Time>,
         /// Its configuration.
@@ -312,19 +384,47 @@ data!(
         limits: Option<PluginLimits>,
         /// Its failure policy.
         failure_policy: Option<PluginFailurePolicy>,
+        /// The signature that was checked.
+        signature: Option<Signature>,
+    }
+);
+
+data!(
+    /// What became of the specification.
+    PluginAttempt "dev.scaleup.policy.v1.PluginAttempt" {
+        /// `metadata.generation`
+        generation: i64,
+        /// SHA-256 of the module that was fetched.
+        digest: Option<String>,
+        /// The version that it became.
+        number: Option<i64>,
+        /// Why it is not used and is not tried again: the reason of the condition that says so.
+        rejected: Option<String>,
+    }
+);
+
+data!(
+    /// Counts of a version, over all processes.
+    PluginCounts "dev.scaleup.policy.v1.PluginCounts" {
+        /// Decisions, those that failed among them.
+        decisions: i64,
+        /// Decisions that failed.
+        errors: i64,
+        /// Answers in the shadow that were not the active version's.
+        differences: i64,
     }
 );
 
 data!(
     /// A process that decides.
     PluginHolder "dev.scaleup.policy.v1.PluginHolder" {
-        /// `lb/node-1`, `scheduler/…`, `apiserver/…`
-        name: String,
         /// Number of the version that decides there; absent if none does.
         active: Option<i64>,
         /// Number of the version that is tried there.
         candidate: Option<i64>,
-        /// `Loaded`, or why it is not: a class of failure.
+        /// Number of a version that was taken out there because it kept failing.
+        tripped: Option<i64>,
+        /// `Loaded`, or why it is not: a class of failure, `fetch` or `compile`.
         state: String,
         /// What went wrong last.
         message: String,
@@ -332,7 +432,7 @@ data!(
         figures: Option<PluginFigures>,
         /// Those of the candidate.
         candidate_figures: Option<PluginFigures>,
-        /// When it was written.
+        /// When it was written; renewed every minute.
         time: Option<Time>,
     }
 );

@@ -252,7 +252,11 @@ impl Server {
 
     /// The whole body, at most [`ServerConfig::max_body_bytes`].
     pub async fn read_body(&self, request: Request<Body>) -> Result<Bytes, ApiError> {
-        let limit = self.config.max_body_bytes;
+        self.read_body_of(request, self.config.max_body_bytes).await
+    }
+
+    /// The whole body, at most `limit` bytes: for subresources whose bodies are no objects.
+    pub async fn read_body_of(&self, request: Request<Body>, limit: usize) -> Result<Bytes, ApiError> {
         if declared_length(&request).is_some_and(|length| length > limit as u64) {
             return Err(ApiError::too_large(limit));
         }

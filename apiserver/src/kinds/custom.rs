@@ -28,6 +28,10 @@ pub trait SpecRules {
     fn fill(&mut self) {}
     /// Validates; `version` is the one that the object is written in.
     fn validate(&self, version: &str, at: &Path<'_>, errors: &mut Errors);
+    /// Validates what depends on whether the object is in a namespace.
+    fn validate_scope(&self, namespaced: bool, at: &Path<'_>, errors: &mut Errors) {
+        let _ = (namespaced, at, errors);
+    }
     /// Validates a change.
     fn validate_update(&self, old: &Self, at: &Path<'_>, errors: &mut Errors) {
         let _ = (old, at, errors);
@@ -92,6 +96,7 @@ where
             }
         } else {
             spec.validate(T::VERSION, &Path::new("spec"), errors);
+            spec.validate_scope(!cx.namespace.is_empty(), &Path::new("spec"), errors);
         }
     }
 

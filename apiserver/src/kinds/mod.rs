@@ -22,6 +22,7 @@ pub mod ingress;
 pub mod lease;
 pub mod namespace;
 pub mod node;
+pub mod plugin;
 pub mod pod;
 mod pod_gates;
 mod pod_status;

@@ -115,6 +115,8 @@ mod tests {
             columns::HOSTNAME_ROUTES,
             columns::ONLY_AGE,
             columns::TRAFFICPOLICIES,
+            columns::WASMPLUGINS,
+            columns::WASMMODULES,
             columns::ROLES,
             columns::CLUSTERROLES,
             columns::ROLEBINDINGS,

@@ -28,6 +28,7 @@ pub fn builtin() -> Registry {
     rows.extend(reviews());
     rows.extend(gateway());
     rows.extend(traffic());
+    rows.extend(policy());
     Registry::new(rows)
 }
 
@@ -315,6 +316,28 @@ fn traffic() -> Vec<Resource> {
             .short(const { &[text("tp")] })
             .columns(columns::TRAFFICPOLICIES)
             .status(),
+    ]
+}
+
+fn policy() -> Vec<Resource> {
+    use kinds::plugin::content::{ContentHandler, ContentHooks};
+    use scaleup_api::plugin::{ClusterWasmPlugin, WasmModule, WasmPlugin};
+    const GET_PUT: &[Verb] = &[Verb::Get, Verb::Update];
+    vec![
+        custom_row::<ClusterWasmPlugin>()
+            .short(const { &[text("cwp")] })
+            .cluster()
+            .columns(columns::WASMPLUGINS)
+            .status(),
+        Resource {
+            hooks: Some(Arc::new(ContentHooks)),
+            ..custom_row::<WasmModule>().columns(columns::WASMMODULES).status().sub(custom(
+                "content",
+                GET_PUT,
+                ContentHandler,
+            ))
+        },
+        custom_row::<WasmPlugin>().short(const { &[text("wp")] }).columns(columns::WASMPLUGINS).status(),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! The kinds that `scaleup-api` declares. As custom resources upstream, they have neither a protobuf encoding nor strategic merge.
 
 use scaleup_api::kind::REQUIRED;
-use scaleup_api::{gateway, traffic};
+use scaleup_api::{gateway, plugin, traffic};
 use serde_json::{Map, Value};
 
 use super::roots::{Root, root};
@@ -9,6 +9,7 @@ use super::table::{Extra, atomic, field, set};
 
 const GATEWAY: &str = gateway::GROUP;
 const TRAFFIC: &str = "traffic.scaleup.dev";
+const POLICY: &str = plugin::GROUP;
 
 /// The kinds.
 pub const ROOTS: &[Root] = &[
@@ -28,6 +29,9 @@ pub const ROOTS: &[Root] = &[
     root::<gateway::TLSRoute>(GATEWAY, "v1alpha2", "TLSRoute", true),
     root::<gateway::UDPRoute>(GATEWAY, "v1alpha2", "UDPRoute", true),
     root::<traffic::TrafficPolicy>(TRAFFIC, "v1", "TrafficPolicy", true),
+    root::<plugin::ClusterWasmPlugin>(POLICY, "v1", "ClusterWasmPlugin", true),
+    root::<plugin::WasmModule>(POLICY, "v1", "WasmModule", true),
+    root::<plugin::WasmPlugin>(POLICY, "v1", "WasmPlugin", true),
 ];
 
 /// Lists are replaced whole unless a CRD says otherwise; the key of those that it says are maps.
@@ -43,6 +47,7 @@ const GATEWAY_GROUP: Extra = field("group").or(r#""gateway.networking.k8s.io""#)
 const CORE_GROUP: Extra = field("group").or(r#""""#);
 const SERVICE_KIND: Extra = field("kind").or(r#""Service""#);
 const WEIGHT: Extra = field("weight").or("1");
+const ON_FAILURE: &[&str] = &["BuiltIn", "Refuse"];
 const METHODS: &[&str] = &["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
 
 /// What the types do not say, as the CRDs do.
@@ -127,6 +132,21 @@ pub const TABLE: &[(&str, &[Extra])] = &[
     ("io.k8s.networking.gateway.v1.TLSRouteSpec", &[atomic("hostnames"), atomic("parentRefs"), atomic("rules")]),
     ("io.k8s.networking.gateway.v1.UDPRouteRule", &[atomic("backendRefs")]),
     ("io.k8s.networking.gateway.v1.UDPRouteSpec", &[atomic("parentRefs"), atomic("rules")]),
+    ("dev.scaleup.policy.v1.AdmissionBinding", &[atomic("rules")]),
+    ("dev.scaleup.policy.v1.AdmissionRule", &[
+        atomic("apiGroups"), atomic("apiVersions"),
+        atomic("operations").values(&["*", "CREATE", "DELETE", "UPDATE"]), atomic("resources"),
+    ]),
+    ("dev.scaleup.policy.v1.PluginFailurePolicy", &[
+        field("compile").values(ON_FAILURE), field("fetch").values(ON_FAILURE), field("invalidOutput").values(ON_FAILURE),
+        field("timeout").values(ON_FAILURE), field("trap").values(ON_FAILURE),
+    ]),
+    ("dev.scaleup.policy.v1.Recording", &[atomic("plainHeaders")]),
+    ("dev.scaleup.policy.v1.Rollout", &[atomic("canary")]),
+    ("dev.scaleup.policy.v1.SchedulingBinding", &[atomic("schedulerNames")]),
+    ("dev.scaleup.policy.v1.WasmModuleSpec", &[field("origin").values(&["Fetch", "Upload"])]),
+    ("dev.scaleup.policy.v1.WasmPluginSpec", &[field("world").values(&plugin::WORLDS)]),
+    ("dev.scaleup.policy.v1.WasmPluginStatus", &[map("conditions", BY_TYPE)]),
     ("dev.scaleup.traffic.v1.HealthCheck", &[
         atomic("expectedStatuses"), field("type").values(&["GRPC", "HTTP", "TCP"]),
     ]),

@@ -207,6 +207,8 @@ mod tests {
             "watch gateway.networking.k8s.io/httproutes web/",
             "get gateway.networking.k8s.io/gateways/status web/g",
             "list traffic.scaleup.dev/trafficpolicies web/",
+            "watch policy.scaleup.dev/wasmplugins web/",
+            "get policy.scaleup.dev/wasmplugins/status web/p",
         ];
         let secrets = ["get /secrets web/s", "create /pods/exec web/x", "create /serviceaccounts/token web/sa"];
         let write = [
@@ -219,6 +221,8 @@ mod tests {
             "patch gateway.networking.k8s.io/gateways web/g",
             "delete gateway.networking.k8s.io/referencegrants web/r",
             "create traffic.scaleup.dev/trafficpolicies web/",
+            "patch policy.scaleup.dev/wasmplugins web/p",
+            "update policy.scaleup.dev/wasmmodules/content web/m",
         ];
         let grant =
             ["create rbac.authorization.k8s.io/roles web/", "update rbac.authorization.k8s.io/rolebindings web/b"];
@@ -234,6 +238,9 @@ mod tests {
             "create networking.k8s.io/ingressclasses",
             "update gateway.networking.k8s.io/httproutes/status web/h",
             "update traffic.scaleup.dev/trafficpolicies/status web/t",
+            "patch policy.scaleup.dev/wasmplugins/status web/p",
+            "create policy.scaleup.dev/clusterwasmplugins",
+            "update policy.scaleup.dev/wasmmodules/content kube-system/m",
         ];
         let (vera, ed, ada) = (user("vera", &[]), user("ed", &[]), user("ada", &[]));
         check(&vera, &read, &[&secrets[..], &write, &grant, &never].concat());
@@ -271,6 +278,8 @@ mod tests {
                 "get //apis",
                 "update coordination.k8s.io/leases kube-system/kube-controller-manager",
                 "list coordination.k8s.io/leases kube-node-lease/",
+                "patch policy.scaleup.dev/clusterwasmplugins/status /p",
+                "update policy.scaleup.dev/wasmmodules/content web/m",
             ],
             &[
                 "create rbac.authorization.k8s.io/clusterrolebindings",
@@ -294,8 +303,16 @@ mod tests {
                 "list apps/replicasets",
                 "create coordination.k8s.io/leases kube-system/",
                 "list /persistentvolumeclaims",
+                "patch policy.scaleup.dev/wasmplugins/status web/p",
+                "get policy.scaleup.dev/wasmmodules/content web/m",
             ],
-            &["create /pods web/", "get /secrets web/s", "update /nodes /n", "create apps/deployments web/"],
+            &[
+                "update policy.scaleup.dev/wasmmodules/content web/m",
+                "create /pods web/",
+                "get /secrets web/s",
+                "update /nodes /n",
+                "create apps/deployments web/",
+            ],
         );
         check(
             &user("system:kube-proxy", &[]),
@@ -322,6 +339,8 @@ mod tests {
                 "patch traffic.scaleup.dev/trafficpolicies/status web/t",
                 "create coordination.k8s.io/leases kube-system/",
                 "update coordination.k8s.io/leases kube-system/x",
+                "watch policy.scaleup.dev/clusterwasmplugins",
+                "get policy.scaleup.dev/wasmmodules/content web/m",
             ],
             &[
                 "update /services web/s",

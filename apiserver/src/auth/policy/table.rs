@@ -66,6 +66,7 @@ const DISCOVERY: Words = &["discovery.k8s.io"];
 const NETWORKING: Words = &["networking.k8s.io"];
 const GATEWAY: Words = &["gateway.networking.k8s.io"];
 const TRAFFIC: Words = &["traffic.scaleup.dev"];
+const PLUGINS: Words = &["policy.scaleup.dev"];
 /// Kinds of the Gateway API that users write.
 const GATEWAY_KINDS: Words = &[
     "backendtlspolicies",
@@ -153,6 +154,8 @@ pub(super) const CLUSTER_ROLES: &[Role] = &[
             on(WRITE, NETWORKING, &["networkpolicies", "ingresses"]),
             on(WRITE, GATEWAY, GATEWAY_KINDS),
             on(WRITE, TRAFFIC, &["trafficpolicies"]),
+            on(WRITE, PLUGINS, &["wasmmodules", "wasmplugins"]),
+            on(&["get update"], PLUGINS, &["wasmmodules/content"]),
             on(READ_WRITE, COORDINATION, &["leases"]),
         ],
     ),
@@ -219,9 +222,11 @@ pub(super) const CLUSTER_ROLES: &[Role] = &[
             on(READ, GATEWAY, GATEWAY_KINDS),
             on(READ, GATEWAY, GATEWAY_STATUSES),
             on(READ, TRAFFIC, &["trafficpolicies", "trafficpolicies/status"]),
+            on(READ, PLUGINS, &["wasmmodules", "wasmmodules/status", "wasmplugins", "wasmplugins/status"]),
             // In effect where `view` is bound in the whole cluster.
             on(READ, GATEWAY, &["gatewayclasses"]),
             on(READ, NETWORKING, &["ingressclasses"]),
+            on(READ, PLUGINS, &["clusterwasmplugins"]),
         ],
     ),
     role(
@@ -346,6 +351,15 @@ pub(super) const CLUSTER_ROLES: &[Role] = &[
             EVENTS,
         ],
     ),
+    // Ours: whoever decides by plugins loads them, and says so in their status.
+    role(
+        "system:scaleup-plugin-loader",
+        &[
+            on(READ, PLUGINS, &["clusterwasmplugins", "wasmplugins"]),
+            on(&["patch"], PLUGINS, &["clusterwasmplugins/status", "wasmplugins/status"]),
+            on(&["get"], PLUGINS, &["wasmmodules/content"]),
+        ],
+    ),
     role(
         "system:kube-scheduler",
         &[
@@ -455,6 +469,18 @@ pub(super) const CLUSTER_ROLES: &[Role] = &[
             on(&["patch"], CORE, &["pods/status"]),
         ],
     ),
+    role(
+        "system:controller:plugin-controller",
+        &[
+            on(READ, PLUGINS, &["clusterwasmplugins", "wasmmodules", "wasmplugins"]),
+            on(&["patch update"], PLUGINS, &["clusterwasmplugins/status", "wasmplugins/status"]),
+            on(&["create delete"], PLUGINS, &["wasmmodules"]),
+            on(&["get update"], PLUGINS, &["wasmmodules/content"]),
+            // Where modules, tokens and passwords of registries are.
+            on(READ, CORE, &["configmaps", "secrets"]),
+            EVENTS,
+        ],
+    ),
     role("system:controller:service-account-controller", &[on(CREATE, CORE, &["serviceaccounts"]), EVENTS]),
     role(
         "system:controller:root-ca-cert-publisher",
@@ -495,6 +521,7 @@ pub(super) const CLUSTER_BINDINGS: &[(&str, Subjects)] = &[
     ("system:service-account-issuer-discovery", &[("Group", "system:serviceaccounts")]),
     ("system:node-proxier", &[("User", "system:kube-proxy")]),
     ("system:scaleup-lb", &[("User", "system:kube-proxy")]),
+    ("system:scaleup-plugin-loader", &[("User", "system:kube-proxy"), ("User", "system:kube-scheduler")]),
     ("system:kube-scheduler", &[("User", "system:kube-scheduler")]),
     (CONTROLLER_MANAGER, &[("User", CONTROLLER_MANAGER)]),
     ("system:node", &[]),

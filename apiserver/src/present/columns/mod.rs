@@ -4,6 +4,7 @@
 //! fails: what is absent prints as upstream prints it.
 
 mod cells;
+mod plugin;
 mod pod;
 mod traffic;
 
@@ -230,6 +231,26 @@ pub const TRAFFICPOLICIES: &[Column] = &[
     column("Targets", "string", "What the policy applies to.", traffic::policy_targets),
     column("Algorithm", "string", "How an endpoint is chosen.", traffic::policy_algorithm),
     column("Accepted", "string", "Whether the policy is in effect at all its targets.", traffic::policy_accepted),
+    CREATED,
+];
+
+/// `wasmplugins` and `clusterwasmplugins`
+pub const WASMPLUGINS: &[Column] = &[
+    NAME,
+    column("World", "string", "Which decision it takes.", plugin::world),
+    column("Digest", "string", "Beginning of the SHA-256 of the module that decides.", plugin::digest),
+    column("Phase", "string", "How far the newest version has come.", plugin::phase),
+    column("Decisions", "integer", "Decisions of the version that decides.", plugin::decisions),
+    column("Errors", "integer", "Those of them that failed.", plugin::errors),
+    CREATED,
+    wide("Version", "integer", "Number of the version that decides.", plugin::version),
+];
+
+/// `wasmmodules`
+pub const WASMMODULES: &[Column] = &[
+    NAME,
+    column("Size", "integer", "Bytes of the content; empty until it is there.", plugin::size),
+    column("Origin", "string", "Whether it was uploaded or fetched.", plugin::origin),
     CREATED,
 ];
 
