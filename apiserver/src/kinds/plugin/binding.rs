@@ -63,7 +63,7 @@ fn rule(errors: &mut Errors, at: &Path<'_>, rule: &AdmissionRule) {
             let at = list.index(i);
             length(errors, &at, item, MAX_ITEM_BYTES);
             if item.is_empty() && member != "apiGroups" {
-                errors.push(FieldError::required(&at, ""));
+                errors.push(FieldError::required(at, ""));
             }
             if items.len() > 1 && item == "*" {
                 let why = "if '*' is present, must not specify other items";
@@ -81,7 +81,7 @@ fn scheduling(errors: &mut Errors, at: &Path<'_>, binding: &SchedulingBinding, n
     if namespaced {
         let why = "only for a ClusterWasmPlugin: a WasmPlugin is asked about the pods of its namespace";
         if !scheduler_names.is_empty() {
-            errors.push(FieldError::forbidden(&list, why));
+            errors.push(FieldError::forbidden(list, why));
         }
         if namespace_selector.is_some() {
             errors.push(FieldError::forbidden(at.child("namespaceSelector"), why));
