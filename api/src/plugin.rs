@@ -310,7 +310,7 @@ data!(
 );
 
 data!(
-    /// Which pods a plugin of the world `scheduling` is asked about.
+    /// Which pods a plugin of the world `scheduling` is asked about. A ClusterWasmPlugin names schedulers or namespaces; if both, both must match.
     SchedulingBinding "dev.scaleup.policy.v1.SchedulingBinding" {
         /// Values of `spec.schedulerName`: a profile of this name exists from now on. Only for a ClusterWasmPlugin.
         scheduler_names: Vec<String>,
@@ -318,6 +318,8 @@ data!(
         namespace_selector: Option<LabelSelector>,
         /// Weight of its score among the built-in ones, 1 to 100; 1 if absent.
         weight: Option<i32>,
+        /// Keys of the node labels that it sees, at most 16.
+        node_labels: Vec<String>,
     }
 );
 

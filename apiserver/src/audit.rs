@@ -53,6 +53,8 @@ pub struct Record {
     pub user_agent: String,
     /// HTTP status of the answer.
     pub code: u16,
+    /// What steps of the answer had to say, by key.
+    pub annotations: BTreeMap<String, String>,
     /// Whether the answer goes on (a watch).
     pub started: bool,
     /// When the request came in.
@@ -142,6 +144,8 @@ struct Line<'a> {
     response_status: ResponseStatus,
     request_received_timestamp: String,
     stage_timestamp: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
 }
 
 #[derive(Serialize)]
@@ -190,6 +194,7 @@ fn line(record: &Record) -> Vec<u8> {
         response_status: ResponseStatus { metadata: BTreeMap::new(), code: record.code },
         request_received_timestamp: micros(record.received),
         stage_timestamp: micros(record.answered),
+        annotations: &record.annotations,
     };
     // Writing strings and numbers to memory cannot fail.
     let mut out = serde_json::to_vec(&line).unwrap_or_default();
@@ -268,6 +273,7 @@ mod tests {
             source: Some(([10, 0, 0, 1], 99).into()),
             user_agent: "kubectl".into(),
             code: 201,
+            annotations: BTreeMap::from([("a/b".into(), "c".into())]),
             started: false,
             received: Timestamp::UNIX_EPOCH,
             answered: Timestamp::UNIX_EPOCH,
@@ -279,6 +285,7 @@ mod tests {
         let event: Value = serde_json::from_slice(&line(&record())).unwrap();
         assert_eq!(event["objectRef"], json!({"resource": "secrets", "apiVersion": "v1", "namespace": "ns"}));
         assert_eq!(event["user"]["username"], "alice");
+        assert_eq!(event["annotations"], json!({"a/b": "c"}));
         assert_eq!(event["sourceIPs"], json!(["10.0.0.1"]));
         assert_eq!(event["requestReceivedTimestamp"], "1970-01-01T00:00:00.000000Z");
     }

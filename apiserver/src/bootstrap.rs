@@ -29,6 +29,8 @@ pub const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kub
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 /// Pause between attempts while the store is away.
 const RETRY: Duration = Duration::from_millis(500);
+/// The server itself. No policy is asked about what it writes.
+pub const OWN_USER: &str = "system:apiserver";
 /// How often old events are looked for.
 const SWEEP_PERIOD: Duration = Duration::from_secs(60);
 /// How often the `kubernetes` Service and the namespaces are looked after, as upstream's controllers do.
@@ -144,7 +146,8 @@ fn context(server: &Arc<Server>, object: &Value, verb: Verb) -> Result<Context, 
         namespace: text(&object["metadata"]["namespace"]).to_owned(),
         name: text(&object["metadata"]["name"]).to_owned(),
         subresource: None,
-        user: Arc::new(UserInfo::system("system:apiserver", &["system:masters"])),
+        user: Arc::new(UserInfo::system(OWN_USER, &["system:masters"])),
+        notes: Arc::default(),
     };
     Ok(Context::internal(server, resolved))
 }

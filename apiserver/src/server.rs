@@ -52,7 +52,7 @@ const MAX_ATTEMPTS: usize = 20;
 /// Issuer of service account tokens, as upstream's default.
 const TOKEN_ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
-/// What an API server needs to know; plain data, no I/O.
+/// What an API server needs to know; no I/O.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// Where keys, certificates (`pki/`) and the audit log are kept.
@@ -81,6 +81,8 @@ pub struct ServerConfig {
     pub exclusive_store: bool,
     /// Whether requests are logged to `audit.log`.
     pub audit: bool,
+    /// Where the plugins that decide about writes are found; whoever loads them holds it too.
+    pub plugins: Arc<scaleup_plugins::Registry>,
 }
 
 impl Default for ServerConfig {
@@ -99,6 +101,7 @@ impl Default for ServerConfig {
             max_connections: 10_000,
             exclusive_store: true,
             audit: true,
+            plugins: Arc::default(),
         }
     }
 }
@@ -188,7 +191,7 @@ impl ApiServer {
             kubelet_client: ca.kubelet_client()?,
             in_flight: Semaphore::new(config.max_in_flight),
             admission: metrics.with_registry(|registry| {
-                let chain = Chain::standard();
+                let chain = Chain::standard(config.plugins.clone());
                 chain.register(registry);
                 chain
             }),

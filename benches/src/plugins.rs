@@ -7,13 +7,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use scaleup_plugins::routing::{Decision, Endpoint, Header, Topology};
 use scaleup_plugins::testing::{Guest, least_in_flight};
 use scaleup_plugins::{
-    Compiler, Generation, Host, HostOptions, Limits, Policy, Pool, SUBCOMMAND, Setup, World, admission, routing,
-    scheduling,
+    Compiler, Generation, Host, HostOptions, Limits, PluginKey, Policy, Pool, Registry, SUBCOMMAND, Setup, World,
+    admission, routing, scheduling,
 };
+use scaleup_scheduler::cache::Cache;
+use scaleup_scheduler::node::NodeFacts;
+use scaleup_scheduler::pod::PodInfo;
+use scaleup_scheduler::policies::{self, Moment, Policies};
 use scaleup_tests::cluster::binary;
+use serde_json::{Value, json};
 
 use crate::figure::{print, quantile_ms, rss_mib};
 
@@ -118,10 +124,20 @@ impl Bench {
              (i32.const 1024)",
         );
         let policy = self.policy(&guest, World::Admission).await?;
-        let object = format!("{{\"padding\": {:?}}}", "x".repeat(4 * 1024 - 15));
-        let input = admission::Input { object: Some(object), kind: "Pod".into(), ..Default::default() };
+        let pod = pod();
+        let input = admission::Input { object: Some(pod.to_string()), kind: "Pod".into(), ..Default::default() };
         self.time("admit_4KiB", self.calls / 4, || {
             let decided = policy.admit(black_box(&input), Instant::now())?;
+            ensure!(decided.answer.verdict == admission::Verdict::Allow, "{decided:?}");
+            Ok(())
+        })?;
+        // As the API server does it: the object is written down, and the call is made beside the threads that serve.
+        let (policy, handle) = (Arc::new(policy), tokio::runtime::Handle::current());
+        self.time("admit_4KiB_from_a_task", self.calls / 4, || {
+            let (policy, object) = (policy.clone(), Some(black_box(&pod).to_string()));
+            let input = admission::Input { object, kind: "Pod".into(), ..Default::default() };
+            let call = tokio::task::spawn_blocking(move || policy.admit(&input, Instant::now()));
+            let decided = tokio::task::block_in_place(|| handle.block_on(call))??;
             ensure!(decided.answer.verdict == admission::Verdict::Allow, "{decided:?}");
             Ok(())
         })
@@ -160,6 +176,36 @@ impl Bench {
         self.time("place_1000_nodes", self.calls / 20, || {
             let decided = policy.place(black_box(&input), 0, Instant::now())?;
             ensure!(decided.answer.verdicts.last() == Some(&99), "{:?}", decided.answer.verdicts.last());
+            Ok(())
+        })?;
+        self.judge(policy)
+    }
+
+    /// As the scheduler does it: nodes are flattened, the plugin is asked, scores are weighted.
+    fn judge(&self, policy: Policy) -> Result<()> {
+        let registry = Arc::new(Registry::default());
+        let key = PluginKey::cluster("bench");
+        let active = policy.generations().active.clone().context("it is there")?;
+        registry.slot(&key, World::Scheduling).policy.publish(active)?;
+        let mut policies = Policies::new(registry);
+        let binding = json!({"schedulerNames": ["bench"], "nodeLabels": ["topology.kubernetes.io/zone"]});
+        let spec = json!({"world": "scheduling", "source": {}, "scheduling": binding});
+        policies.put(key, &serde_json::from_value(spec)?);
+        let mut cache = Cache::default();
+        for i in 0..1000 {
+            let allocatable = json!({"cpu": "8", "memory": "32Gi", "pods": "110", "example.com/gpu": "4"});
+            let labels = json!({"topology.kubernetes.io/zone": format!("zone-{}", i % 3)});
+            let node = json!({"metadata": {"name": format!("n{i}"), "labels": labels}, "status": {"allocatable": allocatable}});
+            cache.put_node(NodeFacts::from(&serde_json::from_value::<Node>(node)?));
+        }
+        let mut pod: Pod = serde_json::from_value(pod())?;
+        pod.spec.get_or_insert_default().scheduler_name = Some("bench".into());
+        let (pod, asked) = (PodInfo::from(&pod), Moment { now: Instant::now(), time_ms: 0, random: 1 });
+        let bound = policies.for_pod(&pod, &cache);
+        ensure!(bound.len() == 1, "the plugin is not bound");
+        self.time("judge_1000_nodes", self.calls / 20, || {
+            let judged = policies::judge(&bound, black_box(&pod), &cache, cache.present(), asked);
+            ensure!(judged.is_ok_and(|judged| judged.nodes.len() == 1000), "nodes are missing");
             Ok(())
         })
     }
@@ -202,6 +248,19 @@ impl Bench {
         print(&format!("plugin_memory_{count}_plugins"), each * count as f64 / 1024.0, "MiB");
         Ok(())
     }
+}
+
+/// A pod of 4 KiB.
+fn pod() -> Value {
+    let variable = |i: u32| json!({"name": format!("SETTING_{i}"), "value": "a value of a usual length"});
+    let container = |name: &str| {
+        json!({"name": name, "image": format!("registry.example.com/shop/{name}:v1.2.3"),
+            "env": (0..32).map(variable).collect::<Vec<_>>(),
+            "resources": {"requests": {"cpu": "500m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}}})
+    };
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "web-5d9c7b", "namespace": "shop", "labels": {"app": "web"}},
+        "spec": {"containers": [container("web"), container("proxy")]}})
 }
 
 /// A request with a header; the last of its endpoints is the least busy.

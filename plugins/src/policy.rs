@@ -218,6 +218,22 @@ impl Policy {
         self.decide(input, 0, now)
     }
 
+    /// An answer that had passed its check is of no use after all, such as a patch that does not apply: it counts as a failure of the
+    /// generation that gave it.
+    pub fn unusable(&self, generation: u64, why: &str, now: Instant) -> Failure {
+        let failure = Failure::new(Class::InvalidOutput, why);
+        let all = self.generations.load();
+        let candidate = all.candidate.iter().map(|(candidate, _)| candidate);
+        let mut known = all.active.iter().chain(candidate).chain(&all.previous);
+        if let Some(found) = known.find(|known| known.number() == generation) {
+            found.stats.error(failure.class);
+            if found.failed(failure.class, now) {
+                self.trip(found, &failure);
+            }
+        }
+        failure
+    }
+
     fn decide<Q: Question>(&self, question: &Q, thread: usize, now: Instant) -> Result<Decided<Q::Answer>, Failure> {
         let all = self.generations.load();
         if let Some((candidate, Rollout::Canary(percent))) = &all.candidate

@@ -82,6 +82,13 @@ impl Stats {
         }
     }
 
+    /// A call that was recorded as a success has failed.
+    pub fn error(&self, class: Class) {
+        if let Some(shard) = self.shards.first() {
+            shard.errors[class as usize].fetch_add(1, Relaxed);
+        }
+    }
+
     /// Calls so far.
     pub fn decisions(&self) -> u64 {
         self.shards.iter().map(|shard| shard.decisions.load(Relaxed)).sum()

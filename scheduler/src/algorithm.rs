@@ -8,16 +8,20 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::cache::{Cache, NodeIndex};
 use crate::framework::{Enabled, Events, Filter, Plugin, Profile, Score};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
+use crate::policies::{self, Bound, MAX_NODES, Moment};
 
 /// Clusters up to this size are searched as a whole (upstream's `minFeasibleNodesToFind`).
 const MIN_FEASIBLE: usize = 100;
 /// Share of nodes that is always enough to find (upstream's `minFeasibleNodesPercentageToFind`).
 const MIN_FEASIBLE_PERCENT: usize = 5;
+/// All plugins of users, where a plugin is named.
+const USERS: &str = "WasmPlugin";
 /// Classes of equal pods whose answers are kept.
 const MAX_CLASSES: usize = 64;
 
@@ -32,6 +36,8 @@ pub struct FitError {
     pub rejected_by: BTreeSet<&'static str>,
     /// What may help.
     pub woken_by: Events,
+    /// The pod must wait whatever nodes there are, because a user's plugin gave no answer.
+    pub refused: Option<String>,
 }
 
 impl fmt::Display for FitError {
@@ -39,6 +45,9 @@ impl fmt::Display for FitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.nodes == 0 {
             return f.write_str("no nodes available to schedule pods");
+        }
+        if let Some(why) = &self.refused {
+            return f.write_str(why);
         }
         let mut reasons: Vec<String> = self.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         reasons.sort();
@@ -48,7 +57,8 @@ impl fmt::Display for FitError {
 
 impl FitError {
     fn new(nodes: usize) -> Self {
-        Self { nodes, reasons: BTreeMap::new(), rejected_by: BTreeSet::new(), woken_by: Events::NODE_ADDED }
+        let woken_by = Events::NODE_ADDED;
+        Self { nodes, reasons: BTreeMap::new(), rejected_by: BTreeSet::new(), woken_by, refused: None }
     }
 }
 
@@ -267,16 +277,65 @@ impl Algorithm {
             return Err(error);
         }
         drop(prepared);
-        Ok(self.best(pod, cache, &feasible))
+        let totals = vec![0; feasible.len()];
+        Ok(self.best(pod, cache, &feasible, totals))
     }
 
-    /// The highest total among `feasible`, which is not empty.
-    fn best(&mut self, pod: &PodInfo, cache: &Cache, feasible: &[NodeIndex]) -> NodeIndex {
+    /// The best node for a pod that users' plugins are asked about too, once each: about all nodes that the built-in filters accept, as far
+    /// as one question may have so many.
+    ///
+    /// # Errors
+    /// [`FitError`] says why there is none.
+    pub fn decide_with(
+        &mut self,
+        asked: &[&Bound],
+        pod: &PodInfo,
+        cache: &Cache,
+        now: Instant,
+        time_ms: u64,
+    ) -> Result<NodeIndex, FitError> {
+        let present = cache.present();
+        if present.is_empty() {
+            return Err(FitError::new(0));
+        }
+        let random = u64::from(Self::draw(&mut self.random)) << 32 | u64::from(Self::draw(&mut self.random));
+        let start = self.next_start % present.len();
+        let prepared = Prepared::new(&self.profile, pod, cache);
+        let around = present[start..].iter().chain(&present[..start]).copied();
+        let feasible = around.filter(|index| prepared.accepts(cache.node(*index))).take(MAX_NODES).collect::<Vec<_>>();
+        self.next_start = start + feasible.len();
+        let mut error = FitError::new(present.len());
+        let judged = match policies::judge(asked, pod, cache, &feasible, Moment { now, time_ms, random }) {
+            Ok(judged) => judged,
+            Err(why) => {
+                error.refused = Some(why);
+                return Err(error);
+            }
+        };
+        if judged.nodes.is_empty() {
+            for index in present {
+                match judged.rejected.get(index) {
+                    Some(reason) => *error.reasons.entry(reason.clone().into()).or_default() += 1,
+                    None => prepared.explain(cache.node(*index), &mut error),
+                }
+            }
+            if !judged.rejected.is_empty() {
+                // It may have looked at anything.
+                (error.woken_by, _) = (Events::ALL, error.rejected_by.insert(USERS));
+            }
+            return Err(error);
+        }
+        drop(prepared);
+        let (feasible, totals): (Vec<_>, Vec<_>) = judged.nodes.into_iter().unzip();
+        Ok(self.best(pod, cache, &feasible, totals))
+    }
+
+    /// The highest total among `feasible`, which is not empty; built-in scores are added to `totals`.
+    fn best(&mut self, pod: &PodInfo, cache: &Cache, feasible: &[NodeIndex], mut totals: Vec<i64>) -> NodeIndex {
         if let [only] = feasible {
             return *only;
         }
         let nodes: Vec<&NodeInfo> = feasible.iter().map(|index| cache.node(*index)).collect();
-        let mut totals = vec![0_i64; nodes.len()];
         for (weight, score) in scores(&self.profile, pod, cache, feasible) {
             let mut raw: Vec<i64> = nodes.iter().map(|node| score.score(node)).collect();
             score.normalize(&nodes, &mut raw);

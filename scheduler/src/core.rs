@@ -1,14 +1,18 @@
 //! The scheduler without the world: changes go in, decisions come out. No I/O, no clock, no tasks.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::algorithm::Algorithm;
+use scaleup_api::plugin::WasmPluginSpec;
+use scaleup_plugins::PluginKey;
+
+use crate::algorithm::{Algorithm, FitError};
 use crate::cache::Cache;
 use crate::framework::{Events, Profile};
 use crate::node::NodeFacts;
 use crate::pod::PodInfo;
+use crate::policies::Policies;
 use crate::queue::{Counts, Queue};
 use crate::terms::Labels;
 
@@ -33,6 +37,12 @@ pub enum Change {
     NamespaceGone(String),
     /// All namespaces have been seen.
     NamespacesListed,
+    /// A plugin of a user was added or changed.
+    Plugin(PluginKey, Box<WasmPluginSpec>),
+    /// A plugin of a user was deleted.
+    PluginGone(PluginKey),
+    /// These were all the plugins there are: `ClusterWasmPlugin`s if `true`, else `WasmPlugin`s.
+    PluginsListed(bool, HashSet<PluginKey>),
 }
 
 /// What is to be done.
@@ -50,6 +60,13 @@ pub enum Decision {
         /// The pod.
         pod: Arc<PodInfo>,
         /// Upstream's message.
+        message: String,
+    },
+    /// Tell the user that a plugin gave no answer; the pod is tried again after a backoff.
+    Refused {
+        /// The pod.
+        pod: Arc<PodInfo>,
+        /// Which plugin, and why.
         message: String,
     },
 }
@@ -70,11 +87,18 @@ pub struct Core {
     cache: Cache,
     queue: Queue,
     algorithm: Algorithm,
+    policies: Policies,
+    /// Milliseconds since 1970-01-01 UTC, as far as plugins are concerned.
+    time_ms: u64,
+    /// Pods without a node that name another scheduler, by UID: a plugin may make its name ours.
+    others: HashMap<String, Arc<PodInfo>>,
     /// Changes that [`Core::settle`] has yet to announce to the queue.
     pending: Events,
     pods_listed: bool,
     nodes_listed: bool,
     namespaces_listed: bool,
+    /// `WasmPlugin`s and `ClusterWasmPlugin`s.
+    plugins_listed: [bool; 2],
 }
 
 impl Core {
@@ -84,11 +108,32 @@ impl Core {
             cache: Cache::default(),
             queue: Queue::default(),
             algorithm: Algorithm::new(profile, seed),
+            policies: Policies::default(),
+            time_ms: 0,
+            others: HashMap::new(),
             pending: Events::NONE,
             pods_listed: false,
             nodes_listed: false,
             namespaces_listed: false,
+            plugins_listed: [false; 2],
         }
+    }
+
+    /// With the plugins of users that are in this registry.
+    #[must_use]
+    pub fn with_plugins(mut self, plugins: Arc<scaleup_plugins::Registry>) -> Self {
+        self.policies = Policies::new(plugins);
+        self
+    }
+
+    /// Whether a decision may take as long as a user's plugin may.
+    pub fn asks_plugins(&self) -> bool {
+        !self.policies.is_empty()
+    }
+
+    /// What plugins are told of the time from now on: milliseconds since 1970-01-01 UTC.
+    pub fn tell_time(&mut self, time_ms: u64) {
+        self.time_ms = time_ms;
     }
 
     /// Takes note of a change.
@@ -113,18 +158,49 @@ impl Core {
                 self.namespaces_listed = true;
                 Events::NONE
             }
+            Change::Plugin(key, spec) if self.policies.put(key.clone(), &spec) => self.plugins_changed(now),
+            Change::PluginGone(key) if self.policies.remove(&key) => self.plugins_changed(now),
+            Change::Plugin(..) | Change::PluginGone(_) => Events::NONE,
+            Change::PluginsListed(of_cluster, seen) => {
+                self.plugins_listed[usize::from(of_cluster)] = true;
+                self.policies.listed(of_cluster, &seen);
+                self.plugins_changed(now)
+            }
         };
         self.pending = self.pending | events;
     }
 
+    /// Whether the pod names a profile of this scheduler.
+    fn is_ours(&self, pod: &PodInfo) -> bool {
+        pod.scheduler == self.algorithm.profile().scheduler_name || self.policies.has_profile(&pod.scheduler)
+    }
+
+    /// Profiles may have come or gone.
+    fn plugins_changed(&mut self, now: Instant) -> Events {
+        for pod in self.queue.pods().filter(|pod| !self.is_ours(pod)).cloned().collect::<Vec<_>>() {
+            self.queue.remove(&pod.uid);
+            self.others.insert(pod.uid.clone(), pod);
+        }
+        let others = self.others.values().filter(|pod| self.is_ours(pod));
+        for pod in others.cloned().collect::<Vec<_>>() {
+            self.others.remove(&pod.uid);
+            self.queue.put(pod, now);
+        }
+        Events::PLUGIN
+    }
+
     fn pod(&mut self, pod: PodInfo, now: Instant) -> Events {
         if !pod.node.is_empty() {
+            self.others.remove(&pod.uid);
             self.queue.remove(&pod.uid);
             return if pod.terminal { self.cache.remove_pod(&pod.uid) } else { self.cache.put_pod(Arc::new(pod)) };
         }
-        let ours = pod.scheduler == self.algorithm.profile().scheduler_name;
-        if !ours || pod.terminal || pod.terminating {
+        self.others.remove(&pod.uid);
+        if pod.terminal || pod.terminating {
             self.queue.remove(&pod.uid);
+        } else if !self.is_ours(&pod) {
+            self.queue.remove(&pod.uid);
+            self.others.insert(pod.uid.clone(), Arc::new(pod));
         } else if self.queue.contains(&pod.uid) || !self.cache.is_assumed(&pod.uid) {
             // Else it is bound and the watch is late.
             self.queue.put(Arc::new(pod), now);
@@ -133,12 +209,14 @@ impl Core {
     }
 
     fn pod_gone(&mut self, uid: &str) -> Events {
+        self.others.remove(uid);
         self.queue.remove(uid);
         self.cache.remove_pod(uid)
     }
 
     fn pods_listed(&mut self, seen: &HashSet<String>) -> Events {
         self.pods_listed = true;
+        self.others.retain(|uid, _| seen.contains(uid));
         for uid in self.queue.uids() {
             if !seen.contains(&uid) {
                 self.queue.remove(&uid);
@@ -150,6 +228,9 @@ impl Core {
 
     /// Wakes the pods that the changes since the last time may help.
     pub fn settle(&mut self, now: Instant) {
+        if self.policies.have_changed() {
+            self.pending = self.pending | Events::PLUGIN;
+        }
         let events = std::mem::replace(&mut self.pending, Events::NONE);
         self.queue.wake(events, now);
     }
@@ -162,7 +243,7 @@ impl Core {
 
     /// Whether everything was listed once. Before that any decision would be blind.
     pub fn is_synced(&self) -> bool {
-        self.pods_listed && self.nodes_listed && self.namespaces_listed
+        self.pods_listed && self.nodes_listed && self.namespaces_listed && self.plugins_listed == [true; 2]
     }
 
     /// Whether there is a pod to try.
@@ -181,11 +262,20 @@ impl Core {
             return None;
         }
         let pod = self.queue.pop(now)?;
-        match self.algorithm.decide(&pod, &self.cache) {
+        let asked = self.policies.for_pod(&pod, &self.cache);
+        let decided = match asked.as_slice() {
+            [] => self.algorithm.decide(&pod, &self.cache),
+            asked => self.algorithm.decide_with(asked, &pod, &self.cache, now, self.time_ms),
+        };
+        match decided {
             Ok(index) => {
                 let node = self.cache.node(index).facts.name.clone();
                 self.cache.assume(pod.clone(), index);
                 Some(Decision::Bind { pod, node })
+            }
+            Err(FitError { refused: Some(message), .. }) => {
+                self.queue.retry(&pod.uid, now);
+                Some(Decision::Refused { pod, message })
             }
             Err(error) => {
                 self.queue.unschedulable(&pod.uid, error.woken_by, now);
@@ -228,9 +318,13 @@ impl Core {
 mod tests {
     use serde_json::{Value, json};
 
+    use scaleup_plugins::scheduling::{Answer, Input};
+    use scaleup_plugins::{Class, OnFailure};
+
     use super::*;
     use crate::plugins::default_profile;
     use crate::plugins::testing::{node, pod};
+    use crate::policies::testing::{Fake, fake};
     use crate::queue::INITIAL_BACKOFF;
 
     fn synced(nodes: &[&str], now: Instant) -> Core {
@@ -241,6 +335,9 @@ mod tests {
         core.apply(Change::NodesListed(nodes.iter().map(|name| (*name).to_owned()).collect()), now);
         core.apply(Change::PodsListed(HashSet::new()), now);
         core.apply(Change::NamespacesListed, now);
+        for of_cluster in [false, true] {
+            core.apply(Change::PluginsListed(of_cluster, HashSet::new()), now);
+        }
         core
     }
 
@@ -258,7 +355,9 @@ mod tests {
         match core.next(now) {
             None => "nothing".to_owned(),
             Some(Decision::Bind { pod, node }) => format!("{} to {node}", pod.key()),
-            Some(Decision::Unschedulable { pod, message }) => format!("{}: {message}", pod.key()),
+            Some(Decision::Unschedulable { pod, message } | Decision::Refused { pod, message }) => {
+                format!("{}: {message}", pod.key())
+            }
         }
     }
 
@@ -272,6 +371,9 @@ mod tests {
         core.apply(Change::NodesListed(HashSet::new()), now);
         assert_eq!(next(&mut core, now), "nothing");
         core.apply(Change::NamespacesListed, now);
+        core.apply(Change::PluginsListed(false, HashSet::new()), now);
+        assert_eq!(next(&mut core, now), "nothing");
+        core.apply(Change::PluginsListed(true, HashSet::new()), now);
         assert_eq!(next(&mut core, now), "ns/p: no nodes available to schedule pods");
     }
 
@@ -365,5 +467,80 @@ mod tests {
         job["status"] = json!({"phase": "Succeeded"});
         add(&mut core, "job", job, now);
         assert_eq!(next(&mut core, now + INITIAL_BACKOFF), "ns/p to a");
+    }
+
+    /// A core with nodes `a` and `b` and a plugin for the profile `gpu`.
+    fn with_plugin(placer: Arc<Fake>, now: Instant) -> Core {
+        let mut core = synced(&["a", "b"], now);
+        core.policies.put_fake(PluginKey::cluster("gpu"), json!({"schedulerNames": ["gpu"]}), placer);
+        core
+    }
+
+    fn for_gpu() -> Value {
+        json!({"spec": {"schedulerName": "gpu"}})
+    }
+
+    #[test]
+    fn a_plugin_makes_a_profile_and_says_why_nodes_will_not_do() {
+        let now = Instant::now();
+        let answer = |_: &Input| Ok(Answer { verdicts: vec![-1, -1], reasons: vec!["no free GPU".into()] });
+        let placer = Arc::new(fake(answer));
+        let mut core = with_plugin(placer.clone(), now);
+        add(&mut core, "p", for_gpu(), now);
+        add(&mut core, "q", json!({}), now);
+        assert_eq!(next(&mut core, now), "ns/p: 0/2 nodes are available: 2 plugin \"gpu\": no free GPU.");
+        assert!(next(&mut core, now).starts_with("ns/q to "), "it is not asked about others");
+        core.settle(now);
+        assert_eq!(core.counts().unschedulable, 1);
+        // Another version may say something else.
+        *placer.generation.lock() = Some(2);
+        core.settle(now);
+        assert_eq!((core.counts().unschedulable, core.counts().backoff), (0, 1));
+    }
+
+    #[test]
+    fn a_plugins_score_decides_among_equals() {
+        let now = Instant::now();
+        for (best, expected) in [(0, "ns/p to a"), (1, "ns/p to b")] {
+            let answer = move |_: &Input| {
+                Ok(Answer { verdicts: (0..2).map(|i| i32::from(i == best)).collect(), ..Answer::default() })
+            };
+            let mut core = with_plugin(Arc::new(fake(answer)), now);
+            add(&mut core, "p", for_gpu(), now);
+            assert_eq!(next(&mut core, now), expected);
+        }
+    }
+
+    #[test]
+    fn a_pod_waits_for_a_plugin_that_must_answer() {
+        let now = Instant::now();
+        let mut failing = fake(|_| Err(Class::Trap));
+        failing.on_failure = OnFailure::Refuse;
+        let mut core = with_plugin(Arc::new(failing), now);
+        add(&mut core, "p", for_gpu(), now);
+        assert_eq!(next(&mut core, now), "ns/p: plugin \"gpu\" gave no answer: trap: it failed");
+        assert_eq!(core.counts().backoff, 1);
+        let mut core = with_plugin(Arc::new(fake(|_| Err(Class::Trap))), now);
+        add(&mut core, "p", for_gpu(), now);
+        assert!(next(&mut core, now).starts_with("ns/p to "), "the built-in plugins decide");
+    }
+
+    #[test]
+    fn pods_of_a_profile_wait_for_its_plugin() {
+        let now = Instant::now();
+        let mut core = synced(&["a"], now);
+        add(&mut core, "p", for_gpu(), now);
+        assert_eq!(next(&mut core, now), "nothing", "some other scheduler's");
+        let spec = |names: &[&str]| {
+            let spec = json!({"world": "scheduling", "source": {}, "scheduling": {"schedulerNames": names}});
+            Box::new(serde_json::from_value(spec).unwrap())
+        };
+        core.apply(Change::Plugin(PluginKey::cluster("gpu"), spec(&["gpu"])), now);
+        core.settle(now);
+        assert_eq!(next(&mut core, now), "ns/p: plugin \"gpu\" gave no answer: fetch: no module has been loaded yet");
+        core.apply(Change::Plugin(PluginKey::cluster("gpu"), spec(&["other"])), now);
+        assert_eq!((core.counts(), core.others.len()), (Counts::default(), 1));
+        core.apply(Change::PodGone("p".to_owned()), now);
+        assert!(core.others.is_empty());
     }
 }

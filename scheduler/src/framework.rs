@@ -39,6 +39,8 @@ impl Events {
     pub const POD_REMOVED: Self = Self(1 << 6);
     /// A namespace or its labels.
     pub const NAMESPACE: Self = Self(1 << 7);
+    /// Another version of a user's plugin decides, or its binding changed.
+    pub const PLUGIN: Self = Self(1 << 8);
     /// Anything.
     pub const ALL: Self = Self(u16::MAX);
 

@@ -1,12 +1,12 @@
 //! The scheduler: finds a node for each pod that has none, as kube-scheduler's default profile does.
 //!
 //! ```text
-//! API ─watch→ core::Core { cache ← changes, queue, algorithm { plugins } } ─decisions→ bindings, reports ─→ API
+//! API ─watch→ core::Core { cache ← changes, queue, algorithm { plugins }, policies } ─decisions→ bindings, reports ─→ API
 //! ```
 //!
 //! The role is an ordinary Kubernetes client. [`core::Core`] is free of I/O and clocks; [`run`] is the loop around it.
 //! Preemption is not done: a pod of high priority waits for room like any other, only first in line. The scheduler never
-//! touches a pod that names another scheduler, and never writes anything but bindings, events and the condition
+//! touches a pod that names another scheduler (the profiles that users' plugins make are its own), and never writes anything but bindings, events and the condition
 //! `PodScheduled`.
 
 pub mod algorithm;
@@ -17,11 +17,14 @@ mod metrics;
 pub mod node;
 pub mod plugins;
 pub mod pod;
+pub mod policies;
 pub mod queue;
 mod report;
 pub mod resources;
 mod run;
 pub mod terms;
+
+use std::sync::Arc;
 
 use kube::Client;
 use prometheus_client::registry::Registry;
@@ -42,11 +45,18 @@ pub struct Config {
     pub max_bindings: usize,
     /// Breaks ties between equally good nodes; not zero.
     pub seed: u64,
+    /// Where the plugins of users are found; whoever loads them holds it too.
+    pub plugins: Arc<scaleup_plugins::Registry>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { profile: plugins::default_profile(), max_bindings: MAX_BINDINGS, seed: rand::random::<u64>() | 1 }
+        Self {
+            profile: plugins::default_profile(),
+            max_bindings: MAX_BINDINGS,
+            seed: rand::random::<u64>() | 1,
+            plugins: Arc::default(),
+        }
     }
 }
 

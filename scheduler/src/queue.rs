@@ -243,6 +243,11 @@ impl Queue {
     }
 
     /// All pods in it.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<PodInfo>> {
+        self.entries.values().map(|entry| &entry.pod)
+    }
+
+    /// The same by UID.
     pub fn uids(&self) -> Vec<String> {
         self.entries.keys().cloned().collect()
     }

@@ -166,7 +166,7 @@ impl Writer {
                 uid: Some(pod.uid.clone()),
                 ..ObjectReference::default()
             }),
-            reporting_controller: Some(DEFAULT_SCHEDULER.to_owned()),
+            reporting_controller: Some(pod.scheduler.clone()),
             reporting_instance: Some(self.instance.clone()),
             ..Event::default()
         };

@@ -2,17 +2,22 @@
 
 use std::collections::HashSet;
 use std::fmt::Debug;
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::core::Request;
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
+use scaleup_api::plugin::{ClusterWasmPlugin, WasmPlugin};
+use scaleup_plugins::PluginKey;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +37,8 @@ const CHANGES_PER_TURN: usize = 1024;
 const DECISIONS_PER_TURN: usize = 64;
 /// How often stale state is looked for.
 const TIDY_INTERVAL: Duration = Duration::from_secs(30);
+/// How often it is looked whether other versions of users' plugins decide.
+const PLUGINS_INTERVAL: Duration = Duration::from_secs(1);
 /// How long bindings under way are waited for on shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
 /// A binding that takes longer has failed.
@@ -69,17 +76,18 @@ impl Backoff for WatchBackoff {
 }
 
 /// How objects of one kind become changes.
-struct Translation<K> {
+struct Translation<K, Id = String> {
     put: fn(&K) -> Change,
     gone: fn(&K) -> Change,
     /// The identity that `listed` wants.
-    id: fn(&K) -> String,
-    listed: fn(HashSet<String>) -> Change,
+    id: fn(&K) -> Id,
+    listed: fn(HashSet<Id>) -> Change,
 }
 
 /// Follows all objects of a kind for as long as somebody listens.
-async fn follow<K>(client: Client, translation: Translation<K>, changes: mpsc::Sender<Change>)
+async fn follow<K, Id>(client: Client, translation: Translation<K, Id>, changes: mpsc::Sender<Change>)
 where
+    Id: Eq + Hash + Send,
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let watch = watcher(Api::<K>::all(client), watcher::Config::default()).backoff(WatchBackoff(WATCH_BACKOFF));
@@ -118,6 +126,13 @@ fn name(metadata: &ObjectMeta) -> String {
     metadata.name.clone().unwrap_or_default()
 }
 
+fn plugin_key(metadata: &ObjectMeta) -> PluginKey {
+    PluginKey::namespaced(
+        metadata.namespace.as_deref().unwrap_or_default(),
+        metadata.name.as_deref().unwrap_or_default(),
+    )
+}
+
 fn watch_everything(client: &Client, tasks: &mut JoinSet<()>) -> mpsc::Receiver<Change> {
     let (changes, receiver) = mpsc::channel(CHANGES);
     let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
@@ -139,6 +154,20 @@ fn watch_everything(client: &Client, tasks: &mut JoinSet<()>) -> mpsc::Receiver<
         id: |one| name(&one.metadata),
         listed: |_| Change::NamespacesListed,
     };
+    let cluster_plugins = Translation::<ClusterWasmPlugin, PluginKey> {
+        put: |one| Change::Plugin(plugin_key(&one.metadata), Box::new(one.spec.clone())),
+        gone: |one| Change::PluginGone(plugin_key(&one.metadata)),
+        id: |one| plugin_key(&one.metadata),
+        listed: |seen| Change::PluginsListed(true, seen),
+    };
+    let plugins = Translation::<WasmPlugin, PluginKey> {
+        put: |one| Change::Plugin(plugin_key(&one.metadata), Box::new(one.spec.clone())),
+        gone: |one| Change::PluginGone(plugin_key(&one.metadata)),
+        id: |one| plugin_key(&one.metadata),
+        listed: |seen| Change::PluginsListed(false, seen),
+    };
+    tasks.spawn(follow(client.clone(), cluster_plugins, changes.clone()));
+    tasks.spawn(follow(client.clone(), plugins, changes.clone()));
     tasks.spawn(follow(client.clone(), pods, changes.clone()));
     tasks.spawn(follow(client.clone(), nodes, changes.clone()));
     tasks.spawn(follow(client.clone(), namespaces, changes));
@@ -195,10 +224,23 @@ impl Loop {
     /// How long nothing will happen by itself.
     fn idle(&self, now: Instant, tidy_at: Instant) -> Duration {
         let due = if self.bindings.len() < self.config.max_bindings { self.core.next_due() } else { None };
-        due.map_or(tidy_at, |due| due.min(tidy_at)).saturating_duration_since(now)
+        let look_at = if self.core.asks_plugins() { tidy_at.min(now + PLUGINS_INTERVAL) } else { tidy_at };
+        due.map_or(look_at, |due| due.min(look_at)).saturating_duration_since(now)
     }
 
+    /// Decides; where users' plugins take their time, other tasks of this thread go on elsewhere meanwhile.
     fn decide(&mut self) {
+        if !self.core.asks_plugins() {
+            return self.decide_now();
+        }
+        self.core.tell_time(u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0));
+        match Handle::current().runtime_flavor() {
+            RuntimeFlavor::MultiThread => tokio::task::block_in_place(|| self.decide_now()),
+            _ => self.decide_now(),
+        }
+    }
+
+    fn decide_now(&mut self) {
         for _ in 0..DECISIONS_PER_TURN {
             let started = Instant::now();
             if !self.can_decide(started) {
@@ -213,6 +255,10 @@ impl Loop {
                 Decision::Unschedulable { pod, message } => {
                     self.metrics.attempt(Attempt::Unschedulable, started.elapsed());
                     self.reporter.send(Report::Failed { pod, reason: "Unschedulable", message });
+                }
+                Decision::Refused { pod, message } => {
+                    self.metrics.attempt(Attempt::Error, started.elapsed());
+                    self.reporter.send(Report::Failed { pod, reason: "SchedulerError", message });
                 }
             }
         }
@@ -239,6 +285,7 @@ impl Loop {
     async fn drive(&mut self, mut changes: mpsc::Receiver<Change>, shutdown: &CancellationToken) -> Result<(), Error> {
         let mut batch = Vec::with_capacity(CHANGES_PER_TURN);
         let mut tidy_at = Instant::now() + TIDY_INTERVAL;
+        let mut loaded = self.config.plugins.changes();
         loop {
             let now = Instant::now();
             let (ready, idle) = (self.can_decide(now), self.idle(now, tidy_at));
@@ -260,6 +307,8 @@ impl Loop {
                     }
                     batch.drain(..).for_each(|change| self.core.apply(change, now));
                 }
+                // A plugin got its first version, or lost its last. The other end is in our own configuration.
+                Ok(()) = loaded.changed() => {}
                 () = std::future::ready(()), if ready => {}
                 () = tokio::time::sleep(idle), if !ready => {}
             }
@@ -301,7 +350,7 @@ pub(crate) async fn run(
     let changes = watch_everything(&client, &mut watches);
     let (reporter, writing) = Reporter::new(client.clone(), metrics.clone());
     let writing = tokio::spawn(writing);
-    let core = Core::new(config.profile.clone(), config.seed);
+    let core = Core::new(config.profile.clone(), config.seed).with_plugins(config.plugins.clone());
     let mut running = Loop { client, core, config, metrics, reporter, bindings: JoinSet::new() };
     let result = running.drive(changes, &shutdown).await;
     running.drain().await;

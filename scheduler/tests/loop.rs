@@ -98,8 +98,9 @@ impl Api {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let body = || serde_json::from_slice::<Value>(request.body()).unwrap();
         match (request.method(), parts.as_slice()) {
-            (&Method::GET, ["api", "v1", kind]) => {
-                let kind = ["pods", "nodes", "namespaces"].into_iter().find(|known| known == kind).unwrap();
+            (&Method::GET, ["api", "v1", kind] | ["apis", "policy.scaleup.dev", "v1", kind]) => {
+                let known = ["pods", "nodes", "namespaces", "wasmplugins", "clusterwasmplugins"];
+                let kind = known.into_iter().find(|known| known == kind).unwrap();
                 if request.uri().query().unwrap_or_default().contains("watch=") {
                     state.watch(kind)
                 } else {

@@ -2,12 +2,15 @@
 //!
 //! Mutating steps run on the decoded object before it is defaulted again and validated; validating steps run on exactly
 //! what will be stored (and on deletions). Plugins are stateless: what they need to know, they read from the cache.
+//! Users' own plugins ([`policies`]) come last in both halves.
 
 mod default_ingress_class;
 mod default_toleration_seconds;
 mod namespace_lifecycle;
 mod node_restriction;
+mod notes;
 mod owner_references;
+mod policies;
 mod priority;
 mod rbac_escalation;
 mod service_account;
@@ -25,6 +28,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
+pub use self::notes::Notes;
+pub use self::policies::Policies;
 use crate::error::ApiError;
 use crate::registry::{Resource, Verb};
 use crate::user::UserInfo;
@@ -52,8 +57,10 @@ pub struct Attributes<'a> {
     pub old: Option<&'a Value>,
     /// Nothing will be stored.
     pub dry_run: bool,
-    /// Warnings to send with the answer.
+    /// Warnings to send with the answer, if the write succeeds.
     pub warnings: &'a mut Vec<String>,
+    /// For the answer, whatever it is, and the audit log.
+    pub notes: &'a Notes,
 }
 
 impl Attributes<'_> {
@@ -122,6 +129,9 @@ pub trait Plugin: Send + Sync + 'static {
     }
 }
 
+/// Name of users' plugins in metrics, all together.
+const USERS: &str = "WasmPlugin";
+
 /// Upstream's buckets.
 const BUCKETS_S: [f64; 7] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0];
 
@@ -137,27 +147,29 @@ struct StepLabels {
 /// The plugins in order, and what they cost.
 pub struct Chain {
     plugins: Vec<Box<dyn Plugin>>,
+    policies: Policies,
     durations: Family<StepLabels, Histogram>,
 }
 
 impl Chain {
     /// In this order.
-    pub fn new(plugins: Vec<Box<dyn Plugin>>) -> Self {
-        Self { plugins, durations: Family::new_with_constructor(|| Histogram::new(BUCKETS_S)) }
+    pub fn new(plugins: Vec<Box<dyn Plugin>>, policies: Policies) -> Self {
+        Self { plugins, policies, durations: Family::new_with_constructor(|| Histogram::new(BUCKETS_S)) }
     }
 
-    /// Registers `apiserver_admission_controller_admission_duration_seconds`.
+    /// Registers `apiserver_admission_controller_admission_duration_seconds` and what users' plugins count.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "apiserver_admission_controller_admission_duration_seconds",
             "Time of an admission plugin for one write",
             self.durations.clone(),
         );
+        self.policies.register(registry);
     }
 
-    /// The default plugins, in upstream's order.
-    pub fn standard() -> Self {
-        Self::new(vec![
+    /// The default plugins, in upstream's order, and those of users.
+    pub fn standard(users: Arc<scaleup_plugins::Registry>) -> Self {
+        let plugins: Vec<Box<dyn Plugin>> = vec![
             Box::new(namespace_lifecycle::NamespaceLifecycle),
             Box::new(service_account::ServiceAccount),
             Box::new(node_restriction::NodeRestriction),
@@ -167,11 +179,41 @@ impl Chain {
             Box::new(default_ingress_class::DefaultIngressClass),
             Box::new(owner_references::OwnerReferencesPermissionEnforcement),
             Box::new(rbac_escalation::RbacEscalation),
-        ])
+        ];
+        Self::new(plugins, Policies::new(users))
     }
 
     /// Lets every plugin change the object.
     pub async fn mutate(&self, server: &Arc<crate::Server>, attributes: &mut Attributes<'_>) -> Result<(), ApiError> {
+        self.mutate_built_in(server, attributes).await?;
+        let Some(mut round) = self.policies.round(server, attributes) else { return Ok(()) };
+        let (started, verb) = (Instant::now(), attributes.verb);
+        let result = self.mutate_by_users(server, attributes, &mut round).await;
+        self.note(USERS, "admit", verb, started, result.is_err());
+        result
+    }
+
+    async fn mutate_by_users(
+        &self,
+        server: &Arc<crate::Server>,
+        attributes: &mut Attributes<'_>,
+        round: &mut policies::Round,
+    ) -> Result<(), ApiError> {
+        self.policies.mutate(server, attributes, round).await?;
+        if !round.has_changed() {
+            return Ok(());
+        }
+        let before = attributes.object.clone();
+        self.mutate_built_in(server, attributes).await?;
+        round.again(before != *attributes.object);
+        self.policies.mutate(server, attributes, round).await
+    }
+
+    async fn mutate_built_in(
+        &self,
+        server: &Arc<crate::Server>,
+        attributes: &mut Attributes<'_>,
+    ) -> Result<(), ApiError> {
         for plugin in &self.plugins {
             let (started, verb) = (Instant::now(), attributes.verb);
             let result = bounded(PLUGIN_TIMEOUT, plugin.name(), plugin.mutate(server, attributes)).await;
@@ -187,6 +229,12 @@ impl Chain {
             let started = Instant::now();
             let result = bounded(PLUGIN_TIMEOUT, plugin.name(), plugin.validate(server, attributes)).await;
             self.note(plugin.name(), "validate", attributes.verb, started, result.is_err());
+            result?;
+        }
+        let started = Instant::now();
+        if let Some(asked) = self.policies.round(server, attributes) {
+            let result = self.policies.validate(server, attributes, &asked).await;
+            self.note(USERS, "validate", attributes.verb, started, result.is_err());
             result?;
         }
         Ok(())
@@ -232,7 +280,7 @@ mod tests {
 
     #[test]
     fn steps_are_counted_under_upstreams_name() {
-        let (chain, mut registry) = (Chain::new(Vec::new()), Registry::default());
+        let (chain, mut registry) = (Chain::new(Vec::new(), Policies::new(Arc::default())), Registry::default());
         chain.register(&mut registry);
         chain.note("Priority", "admit", Verb::Create, Instant::now(), false);
         let mut text = String::new();

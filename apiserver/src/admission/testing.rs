@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Attributes;
+use super::{Attributes, Notes};
 use crate::auth::testing::user;
 use crate::present::fixtures;
 use crate::registry::{Resource, Scope, Verb};
@@ -70,6 +70,7 @@ impl Write {
             old: self.old.as_ref(),
             dry_run: false,
             warnings: &mut warnings,
+            notes: &Notes::default(),
         })
     }
 }

@@ -31,6 +31,7 @@ const KINDS: &[(&str, &str)] = &[
     ("clusterrolebindings", "ClusterRoleBinding"),
     ("clusterroles", "ClusterRole"),
     ("ingressclasses", "IngressClass"),
+    ("namespaces", "Namespace"),
     ("nodes", "Node"),
     ("pods", "Pod"),
     ("priorityclasses", "PriorityClass"),

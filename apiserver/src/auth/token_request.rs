@@ -78,6 +78,7 @@ async fn admit(
         old: None,
         dry_run,
         warnings: &mut warnings,
+        notes: &resolved.notes,
     };
     server.admission.mutate(server, &mut attributes).await?;
     server.admission.validate(server, &attributes).await

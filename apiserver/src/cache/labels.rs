@@ -14,6 +14,11 @@ impl Labels {
         let found = self.0.binary_search_by(|(k, _)| (**k).cmp(key)).ok()?;
         Some(&self.0[found].1)
     }
+
+    /// All of them, in key order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (&**key, &**value))
+    }
 }
 
 impl<'de> Deserialize<'de> for Labels {

@@ -24,6 +24,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Notes;
 use crate::error::ApiError;
 use crate::negotiate::{self, Accepted};
 use crate::registry::{Resource, Storage, SubresourceKind, Verb};
@@ -46,6 +47,8 @@ pub struct Resolved {
     pub subresource: Option<String>,
     /// Who asks.
     pub user: Arc<UserInfo>,
+    /// What admission has to say beside its verdict.
+    pub notes: Arc<Notes>,
 }
 
 /// A subresource with behaviour of its own (`pods/binding`, `pods/log`, `serviceaccounts/token`).

@@ -221,6 +221,7 @@ async fn mutate(
         old,
         dry_run,
         warnings: &mut warnings,
+        notes: &cx.resolved.notes,
     };
     let result = cx.server.admission.mutate(&cx.server, &mut attributes).await;
     cx.warnings = warnings;
@@ -249,6 +250,7 @@ pub async fn admit(
         old,
         dry_run,
         warnings: &mut warnings,
+        notes: &cx.resolved.notes,
     };
     let result = cx.server.admission.validate(&cx.server, &attributes).await;
     cx.warnings = warnings;

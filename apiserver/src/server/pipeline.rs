@@ -16,10 +16,12 @@ use k8s_openapi::jiff::Timestamp;
 use tracing::error;
 
 use super::{PeerAddress, Server};
+use crate::admission::Notes;
 use crate::audit::{Record, is_logged};
 use crate::auth::rbac::{Attributes, Decision};
 use crate::auth::{InProcessUser, PeerCertificate};
 use crate::error::ApiError;
+use crate::handler::served::add_warnings;
 use crate::metrics::RequestLabels;
 use crate::registry::{Resource, Verb};
 use crate::request::{Query, ResourcePath, Target, resolve, verb};
@@ -41,6 +43,8 @@ pub struct Scope {
     pub asked: Option<Asked>,
     /// The query.
     pub query: Query,
+    /// What admission has to say beside its verdict.
+    pub notes: Arc<Notes>,
 }
 
 /// A request on a resource.
@@ -71,6 +75,7 @@ pub async fn run(State(server): State<Arc<Server>>, request: Request, next: Next
         let challenge = HeaderValue::from_static(crate::auth::WWW_AUTHENTICATE);
         response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
     }
+    add_warnings(&mut response, &about.notes.take_warnings());
     let took = (!about.long_running).then(|| started.elapsed());
     server.metrics.answered(&about.labels, response.status().as_u16(), took);
     if let (Some(audit), Some(received)) = (&server.audit, received)
@@ -95,6 +100,7 @@ struct About {
     uri: String,
     user_agent: String,
     source: Option<std::net::SocketAddr>,
+    notes: Arc<Notes>,
 }
 
 impl About {
@@ -128,6 +134,7 @@ impl About {
             target_path,
             query,
             asked,
+            notes: Arc::default(),
         }
     }
 
@@ -140,6 +147,7 @@ impl About {
             source: self.source,
             user_agent: self.user_agent.clone(),
             code,
+            annotations: self.notes.take_annotations(),
             started: self.long_running,
             received,
             answered: Timestamp::now(),
@@ -218,7 +226,12 @@ async fn admitted(
         return Err(error);
     }
     let query = about.query.clone()?;
-    request.extensions_mut().insert(Scope { user: user.clone(), asked: about.asked.clone(), query });
+    request.extensions_mut().insert(Scope {
+        user: user.clone(),
+        asked: about.asked.clone(),
+        query,
+        notes: about.notes.clone(),
+    });
     if about.long_running {
         let counted = server.metrics.long_running();
         return Ok(caught(server, next.run(request)).await?.map(|body| Body::new(Guarded { body, _counted: counted })));

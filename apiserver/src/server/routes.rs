@@ -265,6 +265,7 @@ async fn resource(server: &Arc<Server>, scope: Scope, asked: pipeline::Asked, re
         name: asked.path.name,
         subresource: asked.path.subresource,
         user: scope.user,
+        notes: scope.notes,
     };
     if read_only {
         return handler::handle(server, resolved, scope.query, request).await;

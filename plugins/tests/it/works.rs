@@ -112,6 +112,21 @@ pub fn trials() -> Vec<Trial> {
             assert_eq!(all.active.as_ref().map(|active| active.number()), Some(1));
             assert_eq!(all.tripped.as_ref().map(|tripped| tripped.number()), Some(2));
         }),
+        trial("unusable_answers_are_failures", || {
+            let lab = Lab::new();
+            let policy = lab.policy(World::Routing, &picks(2));
+            let module = lab.module(World::Routing, &picks(1));
+            policy
+                .publish(lab.generation(&module, 2, generous(World::Routing)).expect("it starts"))
+                .expect("the world");
+            for _ in 0..5 {
+                assert_eq!(route(&policy), Ok(Decision::Pick(1)));
+                assert_eq!(policy.unusable(2, "of no use", Instant::now()).class, Class::InvalidOutput);
+            }
+            assert_eq!(route(&policy), Ok(Decision::Pick(2)), "the generation before decides again");
+            let tripped = policy.generations().tripped.clone().expect("it is known");
+            assert_eq!((tripped.statistics().decisions, tripped.statistics().failed()), (5, 5));
+        }),
         trial("a_failing_generation_without_predecessor_is_given_a_rest", || {
             let lab = Lab::new();
             let policy = lab.policy(World::Routing, &traps());
