@@ -74,7 +74,7 @@ fn rule(errors: &mut Errors, at: &Path<'_>, rule: &AdmissionRule) {
 }
 
 fn scheduling(errors: &mut Errors, at: &Path<'_>, binding: &SchedulingBinding, namespaced: bool) {
-    let SchedulingBinding { scheduler_names, namespace_selector, weight } = binding;
+    let SchedulingBinding { scheduler_names, namespace_selector, weight, node_labels } = binding;
     range(errors, &at.child("weight"), *weight, 1, 100);
     field::label_selector(errors, &at.child("namespaceSelector"), namespace_selector.as_ref());
     let list = at.child("schedulerNames");
@@ -88,6 +88,11 @@ fn scheduling(errors: &mut Errors, at: &Path<'_>, binding: &SchedulingBinding, n
         }
     } else if scheduler_names.is_empty() && namespace_selector.is_none() {
         errors.push(FieldError::required(at, "at least one of schedulerNames and namespaceSelector"));
+    }
+    let keys = at.child("nodeLabels");
+    if !count(errors, &keys, node_labels.len(), 0, scaleup_plugins::scheduling::MAX_LABEL_KEYS) {
+        let all = node_labels.iter().enumerate();
+        all.for_each(|(i, key)| field::required_format(errors, &keys.index(i), key, names::qualified_name));
     }
     if !count(errors, &list, scheduler_names.len(), 0, MAX_ITEMS) {
         let all = scheduler_names.iter().enumerate();

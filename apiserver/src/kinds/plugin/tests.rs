@@ -90,8 +90,12 @@ fn worlds_and_bindings() {
         &["admission: Forbidden", "admission.rules: Required value"],
     );
     check(
-        "world: scheduling, source: {inline: AAAA}, scheduling: {schedulerNames: [a], weight: 0}",
-        &["scheduling.weight: Invalid value", "scheduling.schedulerNames: Forbidden"],
+        "world: scheduling, source: {inline: AAAA}, scheduling: {schedulerNames: [a], weight: 0, nodeLabels: [zone, 'no key']}",
+        &[
+            "scheduling.weight: Invalid value",
+            "scheduling.schedulerNames: Forbidden",
+            "scheduling.nodeLabels[1]: Invalid value",
+        ],
     );
     check(
         "world: admission, source: {inline: AAAA}, admission: {rules: [{operations: [READ], apiGroups: ['*', a], resources: ['']}]}",
