@@ -51,10 +51,14 @@ data!(
         upstream_tls: Option<UpstreamTls>,
         /// Which requests are written to the access log.
         access_log: Option<AccessLog>,
-        /// The plugin that chooses the endpoint of a request, in place of `loadBalancing.algorithm`, for HTTP.
+        /// The plugin that chooses the endpoint of a request, in place of `loadBalancing.algorithm`, for HTTP. On a route it chooses among the
+        /// endpoints of all backends of the rule; on a Service or a Gateway among those of the backend that weights chose.
         policy_ref: Option<PolicyRef>,
     }
 );
+
+/// Headers that a [`PolicyRef`] names at most.
+pub const MAX_POLICY_HEADERS: usize = 32;
 
 data!(
     /// A plugin of the world `routing`, in the policy's namespace or the cluster's.
@@ -63,7 +67,7 @@ data!(
         kind: String,
         /// Name.
         name: String,
-        /// Names of request headers that the plugin sees, besides those that its configuration names. At most 32.
+        /// Names of request headers that the plugin sees. At most 32.
         headers: Vec<String>,
     }
 );
@@ -398,7 +402,8 @@ data!(
         ancestor_ref: TargetRef,
         /// Who wrote this.
         controller_name: String,
-        /// `Accepted` with reason `Accepted`, `Conflicted`, `Invalid` or `TargetNotFound`.
+        /// `Accepted` with reason `Accepted`, `Conflicted`, `Invalid` or `TargetNotFound`; with a `policyRef` also `ResolvedRefs` with reason
+        /// `ResolvedRefs`, `PluginNotFound` or `PluginNotLoaded`.
         conditions: Vec<Condition>,
     }
 );

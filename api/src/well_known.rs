@@ -40,6 +40,9 @@ pub const NAMESPACE_SYSTEM: &str = "kube-system";
 
 /// Node annotation: the address of the pod bridge, where cluster DNS answers.
 pub const ANNOTATION_POD_GATEWAY: &str = "scaleup.dev/pod-gateway";
+/// Service annotation: the plugin that chooses among its endpoints, by the name of a WasmPlugin of its namespace, or
+/// `ClusterWasmPlugin/name`. A TrafficPolicy's `policyRef` goes before it.
+pub const ANNOTATION_ROUTING_POLICY: &str = "traffic.scaleup.dev/policy";
 /// Default cluster domain.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 

@@ -19,8 +19,9 @@ use crate::balance::session::Tags;
 use crate::balance::state::PortState;
 use crate::balance::table::Table;
 use crate::balance::{Choice, Outcome, clock};
+use crate::plugin::Binding;
 use crate::policy::{Algorithm, ServicePolicy};
-use crate::snapshot::{AppProtocol, ServiceKey};
+use crate::snapshot::{AppProtocol, EndpointPlan, NodePlan, ServiceKey};
 use crate::stats::{PodUsage, ServiceStats, Shards, add, sub};
 
 /// How long an endpoint that refused a connection is tried only when all others failed.
@@ -222,6 +223,13 @@ pub(crate) struct Identity {
     pub stats: Arc<ServiceStats>,
 }
 
+/// Where the endpoints of a backend are, in its order, and where we are.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places {
+    pub plans: Arc<[EndpointPlan]>,
+    pub node: Arc<NodePlan>,
+}
+
 /// The endpoints of one Service port and how to choose among them. Immutable.
 #[derive(Debug)]
 pub(crate) struct Backend {
@@ -237,6 +245,10 @@ pub(crate) struct Backend {
     pub table: Table,
     pub availability: Availability,
     tags: OnceLock<Tags>,
+    /// Where its endpoints are.
+    pub places: Places,
+    /// Who chooses among its endpoints, if its Service has a plugin.
+    pub plugin: Option<Arc<Binding>>,
 }
 
 /// Endpoints already tried for a request, by index. Beyond 128 endpoints the mask wraps, which only means that a retry
@@ -259,7 +271,28 @@ impl Backend {
     pub fn new(identity: Identity, endpoints: Box<[Arc<EndpointState>]>, table: Table) -> Self {
         let Identity { service, uid, port, app, policy, state, stats } = identity;
         let availability = Availability::new(endpoints.len(), table.groups.len());
-        Self { service, uid, port, app, endpoints, policy, state, stats, table, availability, tags: OnceLock::new() }
+        let (tags, places) = (OnceLock::new(), Places::default());
+        Self {
+            service,
+            uid,
+            port,
+            app,
+            endpoints,
+            policy,
+            state,
+            stats,
+            table,
+            availability,
+            tags,
+            places,
+            plugin: None,
+        }
+    }
+
+    /// With what plugins are told of its endpoints, and the one that its Service has.
+    #[must_use]
+    pub fn with_plugin(self, places: Places, plugin: Option<Arc<Binding>>) -> Self {
+        Self { places, plugin, ..self }
     }
 
     /// Without endpoints.
@@ -298,7 +331,8 @@ impl Backend {
         self.tags.get_or_init(|| Tags::new(&self.uid, self.port, &self.endpoints))
     }
 
-    fn refresh(&self, now_ms: u64) {
+    /// Looks at its endpoints' health again if there is news.
+    pub fn refresh(&self, now_ms: u64) {
         self.availability.refresh(&self.endpoints, &self.policy, &self.table.group_of, now_ms);
     }
 
@@ -319,7 +353,6 @@ pub(crate) type BackendCell = ArcSwap<Backend>;
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::snapshot::{EndpointPlan, NodePlan};
     use std::net::IpAddr;
 
     pub(crate) fn backend(addresses: &[&str], client_ip_affinity: bool) -> Backend {

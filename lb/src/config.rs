@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::observe::ObserveConfig;
@@ -66,6 +67,8 @@ pub struct Config {
     pub geo_database: Option<PathBuf>,
     /// Redis that shared rate limits are counted in, `redis://[user:password@]host[:port][/database]` (`rediss` for TLS).
     pub redis_url: Option<Hidden>,
+    /// Plugins that policies may name: this role asks those of the world `routing`, somebody else loads them.
+    pub plugins: Arc<scaleup_plugins::Registry>,
     /// Limits and timeouts of the proxy.
     pub proxy: ProxyConfig,
     /// Access log, tracing and metrics by image.
@@ -93,6 +96,7 @@ impl Config {
             enable_dns: true,
             geo_database: None,
             redis_url: None,
+            plugins: Arc::default(),
             proxy: ProxyConfig::default(),
             observe: ObserveConfig::default(),
         }

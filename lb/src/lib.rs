@@ -26,6 +26,7 @@ mod images;
 mod listeners;
 mod metrics;
 mod observe;
+mod plugin;
 mod podnet;
 pub mod policy;
 mod proxy;
@@ -84,7 +85,7 @@ pub struct Lb {
 
 /// Assembles the role and registers its metrics.
 pub fn build(config: Config, metrics_registry: &mut Registry) -> Lb {
-    let hub = Arc::new(Hub::new(config.thread_count()));
+    let hub = Arc::new(Hub::with_plugins(config.thread_count(), config.plugins.clone()));
     let observers = Arc::new(Observers::new(&config.observe));
     metrics::register(metrics_registry, hub.clone(), observers.clone());
     let dns_stats = dns::DnsStats::default();
@@ -109,7 +110,8 @@ impl Lb {
             node_name: config.node_name.clone(),
             http_port: config.http_port,
             https_port: config.https_port,
-        });
+        })
+        .with_plugins(config.plugins.clone());
         let mut statuses = None;
         if config.enable_proxy {
             let ip = config.advertise_ip.to_string();
@@ -218,6 +220,7 @@ impl Lb {
         }
         if config.enable_proxy {
             parts.spawn(health::run(hub.clone(), shutdown.clone()));
+            parts.spawn(plugin::follow(hub.clone(), shutdown.clone()));
             if let Some(path) = config.geo_database.clone() {
                 parts.spawn(balance::geo::run(hub.geo.clone(), path, shutdown.clone()));
             }

@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use crate::hub::{Hub, SiteKey};
 use crate::observe::{ObserverTotals, Observers};
+use crate::plugin::{GenerationTotals, Ruling};
 use crate::snapshot::Protocol;
 use crate::stats::{
     CODE_CLASSES, DURATION_BUCKETS, Durations, ListenerTotals, PROTOCOLS, RequestTotals, ServiceTotals,
@@ -24,6 +25,8 @@ use crate::stats::{
 const MAX_SERVICES: usize = 10_000;
 /// Likewise rules of routes.
 const MAX_RULES: usize = 10_000;
+/// Likewise plugins.
+const MAX_PLUGINS: usize = 2_000;
 /// Likewise listeners.
 const MAX_LISTENERS: usize = 2_000;
 
@@ -124,6 +127,7 @@ impl Collector for LbCollector {
         histograms(encoder, &[("lb_image_request_duration_seconds", help, |t: &RequestTotals| &t.durations)], &images)?;
         counters(encoder, &IMAGE_COUNTERS, &images)?;
 
+        self.encode_plugins(encoder)?;
         self.encode_listeners(encoder)?;
         self.encode_process(encoder)
     }
@@ -152,6 +156,22 @@ impl LbCollector {
                 (labels, totals)
             })
             .collect()
+    }
+
+    fn encode_plugins(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let plugins = self.hub.plugin_totals().into_iter().take(MAX_PLUGINS);
+        let rows: Vec<Row<GenerationTotals>> = plugins
+            .flat_map(|(key, generations)| {
+                generations.into_iter().map(move |(generation, totals)| {
+                    let generation = generation.map(|number| number.to_string()).unwrap_or_default();
+                    (vec![("plugin", key.to_string()), ("generation", generation)], totals)
+                })
+            })
+            .collect();
+        let help = "Decisions of routing plugins about attempts of requests.";
+        split(encoder, "lb_plugin_decisions", help, &rows, "decision", |totals| {
+            Ruling::ALL.map(|ruling| (ruling.name(), totals[ruling as usize]))
+        })
     }
 
     fn encode_listeners(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -51,12 +52,24 @@ pub struct Slot {
     pub policy: Policy,
     /// `spec.failurePolicy`
     failure: ArcSwap<FailurePolicy>,
+    /// There is such an object.
+    known: AtomicBool,
 }
 
 impl Slot {
     /// What to do when a decision fails.
     pub fn failure(&self) -> FailurePolicy {
         **self.failure.load()
+    }
+
+    /// Whether there is a plugin of this name and world, loaded or not.
+    pub fn is_known(&self) -> bool {
+        self.known.load(Relaxed)
+    }
+
+    /// For those who load.
+    pub fn set_known(&self, known: bool) {
+        self.known.store(known, Relaxed);
     }
 
     /// For those who load.
@@ -88,7 +101,7 @@ impl Registry {
             let policy = Policy::new(key.to_string(), world);
             // Until it is known what its author wants, what it is to decide about waits.
             let failure = FailurePolicy { fetch: crate::OnFailure::Refuse, ..FailurePolicy::default() };
-            Arc::new(Slot { policy, failure: ArcSwap::from_pointee(failure) })
+            Arc::new(Slot { policy, failure: ArcSwap::from_pointee(failure), known: AtomicBool::new(false) })
         });
         slot.clone()
     }

@@ -13,8 +13,9 @@ pub const MAX_ENDPOINTS: usize = 1024;
 pub const MAX_HEADERS: usize = 16;
 /// Most bytes of a rejection's headers.
 pub const MAX_HEADER_BYTES: usize = 8 * 1024;
-/// Header fields that belong to the connection or to the message's framing (RFC 9110 §7.6.1, RFC 9112 §6).
-const NOT_THE_PLUGINS: [&str; 9] = [
+/// Header fields that frame messages, belong to one connection (RFC 9110 §7.6.1, RFC 9112 §6) or choose the host: only the load balancer sets
+/// them.
+pub const PROTECTED_HEADERS: [&str; 9] = [
     "connection",
     "content-length",
     "host",
@@ -322,7 +323,7 @@ fn is_header(header: &Header) -> bool {
         && header.name.bytes().all(token)
         && header.value.bytes().all(text)
         && header.value.trim_matches([' ', '\t']).len() == header.value.len()
-        && !NOT_THE_PLUGINS.contains(&header.name.as_str())
+        && !PROTECTED_HEADERS.contains(&header.name.as_str())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use scaleup_api::names;
+use scaleup_api::well_known::ANNOTATION_ROUTING_POLICY;
 use serde_json::json;
 
 use super::field::{self, Errors, Path};
@@ -71,6 +72,7 @@ impl Rules for ServiceRules {
         field::labels(errors, &path.child("selector"), spec.selector.as_ref());
         validate_affinity(&path, spec, errors);
         validate_addresses(&path, spec, errors);
+        validate_plugin(object, errors);
         validate_load_balancer(&path, object, spec, errors);
         validate_traffic(&path, spec, errors);
     }
@@ -300,6 +302,18 @@ fn validate_load_balancer(path: &Path<'_>, service: &Service, spec: &ServiceSpec
         }
         Some(class) => field::format(errors, &path.child("loadBalancerClass"), class, names::qualified_name),
         None => {}
+    }
+}
+
+/// The annotation that names a Service's plugin: one that cannot be followed would be forgotten silently.
+fn validate_plugin(service: &Service, errors: &mut Errors) {
+    let annotation = service.metadata.annotations.as_ref().and_then(|a| a.get(ANNOTATION_ROUTING_POLICY));
+    let Some(value) = annotation else { return };
+    let name = value.strip_prefix("ClusterWasmPlugin/").unwrap_or(value);
+    if let Err(why) = names::dns1123_subdomain(name) {
+        let at = Path::new("metadata.annotations");
+        let why = format!("must be the name of a WasmPlugin, or 'ClusterWasmPlugin/' and a name: {why}");
+        errors.push(FieldError::invalid(at.key(ANNOTATION_ROUTING_POLICY), value.as_str(), why));
     }
 }
 

@@ -34,15 +34,16 @@ impl<'a> WrittenHead<'a> {
             .map(|field| (field.name, field.value))
             .collect();
         let host = fields.iter().find(|(name, _)| name.eq_ignore_ascii_case("host"));
-        let host = host.map(|(_, value)| without_port(&String::from_utf8_lossy(value))).unwrap_or_default();
+        let host = host.map(|(_, value)| without_port(&String::from_utf8_lossy(value)).to_ascii_lowercase());
+        let host = host.unwrap_or_default();
         Self { method: head.method.unwrap_or_default(), host, path, query, fields, client }
     }
 }
 
-/// A host in lower case without its port.
-fn without_port(host: &str) -> String {
+/// A host without its port.
+pub(crate) fn without_port(host: &str) -> &str {
     let end = host.rfind(':').filter(|at| host[at + 1..].bytes().all(|b| b.is_ascii_digit()));
-    host[..end.unwrap_or(host.len())].to_ascii_lowercase()
+    &host[..end.unwrap_or(host.len())]
 }
 
 impl Head for WrittenHead<'_> {

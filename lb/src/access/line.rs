@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use crate::plugin::Verdict;
 use crate::route::Head;
 use crate::snapshot::routes::RuleId;
 
@@ -69,8 +70,9 @@ impl Flags {
     pub const RETRIED: Self = Self(1 << 6);
     pub const CLIENT_GONE: Self = Self(1 << 7);
     pub const BAD_REQUEST: Self = Self(1 << 8);
+    pub const PLUGIN_REFUSED: Self = Self(1 << 9);
 
-    const NAMES: [(Self, &'static str); 9] = [
+    const NAMES: [(Self, &'static str); 10] = [
         (Self::NO_ROUTE, "no_route"),
         (Self::NO_ENDPOINT, "no_endpoint"),
         (Self::RATE_LIMITED, "rate_limited"),
@@ -80,6 +82,7 @@ impl Flags {
         (Self::RETRIED, "retried"),
         (Self::CLIENT_GONE, "client_gone"),
         (Self::BAD_REQUEST, "bad_request"),
+        (Self::PLUGIN_REFUSED, "plugin_refused"),
     ];
 
     pub fn with(self, other: Self) -> Self {
@@ -108,6 +111,7 @@ pub(crate) struct Ending<'a> {
     pub upstream: Option<SocketAddr>,
     pub pod: Option<&'a str>,
     pub attempts: u32,
+    pub verdict: Option<&'a Verdict>,
     pub rule: Option<&'a RuleId>,
     /// `namespace/name`
     pub service: Option<String>,
@@ -130,6 +134,12 @@ struct Line<'a> {
     duration_ms: f64,
     upstream: Option<SocketAddr>,
     attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plugin: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plugin_generation: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plugin_decision: Option<&'static str>,
     route: Option<String>,
     service: Option<&'a str>,
     pod_uid: Option<&'a str>,
@@ -170,6 +180,9 @@ pub(crate) fn line(
         duration_ms: ending.duration.as_micros() as f64 / 1e3,
         upstream: ending.upstream,
         attempts: ending.attempts,
+        plugin: ending.verdict.map(|verdict| &*verdict.plugin),
+        plugin_generation: ending.verdict.and_then(|verdict| verdict.generation),
+        plugin_decision: ending.verdict.map(|verdict| verdict.ruling.name()),
         route: ending.rule.map(rule_name),
         service: ending.service.as_deref(),
         pod_uid: ending.pod,
@@ -190,6 +203,7 @@ pub(crate) fn line(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plugin::Ruling;
 
     fn request() -> Description {
         Description {
@@ -207,6 +221,7 @@ mod tests {
     #[test]
     fn a_line_says_what_happened() {
         let rule = RuleId { kind: "HTTPRoute", namespace: "shop".into(), name: "web".into(), rule: 2, matched: 0 };
+        let verdict = Verdict { plugin: "shop/canary".into(), ruling: Ruling::Pick, generation: Some(3) };
         let ending = Ending {
             status: Some(502),
             bytes_in: 3,
@@ -215,6 +230,7 @@ mod tests {
             upstream: Some("10.0.0.1:80".parse().expect("an address")),
             pod: Some("p1"),
             attempts: 2,
+            verdict: Some(&verdict),
             rule: Some(&rule),
             service: Some("shop/web".into()),
             trace: None,
@@ -227,6 +243,7 @@ mod tests {
         let expected = concat!(
             r#"{"time":"1970-01-01T00:00:01.500Z","client":"192.0.2.1","method":"GET","host":"shop.example","path":"/a","#,
             r#""status":502,"bytes_in":3,"bytes_out":4,"duration_ms":1.5,"upstream":"10.0.0.1:80","attempts":2,"#,
+            r#""plugin":"shop/canary","plugin_generation":3,"plugin_decision":"pick","#,
             r#""route":"HTTPRoute shop/web rule 2","service":"shop/web","pod_uid":"p1","protocol":"HTTP/1.1","#,
             r#""flags":["upstream_failed","retried"]}"#,
             "\n"

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-pub(crate) use head::WrittenHead;
+pub(crate) use head::{WrittenHead, without_port};
 pub(crate) use line::{Description, Ending, Flags, Wire, line, rule_name};
 
 use crate::observe::{AccessTarget, ObserveConfig};

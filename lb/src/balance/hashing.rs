@@ -148,7 +148,8 @@ pub(crate) fn of_ip(ip: IpAddr) -> u64 {
     }
 }
 
-fn of_addr(addr: SocketAddr) -> u64 {
+/// Hash of an address and a port.
+pub(crate) fn of_addr(addr: SocketAddr) -> u64 {
     mix(of_ip(addr.ip()) ^ u64::from(addr.port()))
 }
 

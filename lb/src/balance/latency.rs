@@ -57,14 +57,22 @@ impl Latency {
 
     /// Expected cost of an attempt in microseconds at `now_ms`; `None` before the first.
     pub fn cost_us(&self, now_ms: u64) -> Option<f32> {
+        let (latency, failures) = self.average(now_ms)?;
+        Some(latency + failures * failures * (FAILURE_FACTOR * latency + FAILURE_COST_US))
+    }
+
+    /// Latency in microseconds and share of failures at `now_ms`; zeros before the first attempt.
+    pub fn seen(&self, now_ms: u64) -> (f32, f32) {
+        self.average(now_ms).unwrap_or_default()
+    }
+
+    fn average(&self, now_ms: u64) -> Option<(f32, f32)> {
         let (stamp, latency) = unpack(self.cell.load(Relaxed));
         if stamp == 0 && latency == 0.0 {
             return None;
         }
         let keep = decay(stamp, now_ms);
-        let failures = f32::from_bits(self.failures.load(Relaxed)) * keep;
-        let latency = latency * keep;
-        Some(latency + failures * failures * (FAILURE_FACTOR * latency + FAILURE_COST_US))
+        Some((latency * keep, f32::from_bits(self.failures.load(Relaxed)) * keep))
     }
 }
 

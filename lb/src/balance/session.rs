@@ -69,6 +69,25 @@ pub(crate) fn choose(rule: &Rule, head: &impl Head, https: bool, random: impl Fn
     Chosen { share, backend, session: Some(session) }
 }
 
+/// Likewise for a request whose share, and its backend, somebody has chosen.
+pub(crate) fn with_share(
+    rule: &Rule,
+    head: &impl Head,
+    https: bool,
+    share: usize,
+    backend: Option<Arc<Backend>>,
+) -> Chosen {
+    let session = rule.policy.session.as_ref().map(|policy| {
+        let new = || Box::new(Session::new(policy.clone(), https, now()));
+        let mut session = new();
+        match (session.resume(rule, head), &backend) {
+            (Some((known, other)), Some(backend)) if known == share && Arc::ptr_eq(&other, backend) => session,
+            _ => new(),
+        }
+    });
+    Chosen { share: Some(share), backend, session }
+}
+
 fn by_weight(rule: &Rule, random: impl FnOnce() -> u32) -> (Option<usize>, Option<Arc<Backend>>) {
     let share = rule.choose(random);
     let cell = share.and_then(|index| rule.backends.get(index)?.cell.as_ref());

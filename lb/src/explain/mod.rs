@@ -12,11 +12,12 @@ use serde::Serialize;
 
 use crate::access::rule_name;
 use crate::backend::{Backend, EndpointState, Health, Identity, Tried};
-use crate::balance::session::{self, Chosen};
+use crate::balance::session::Chosen;
 use crate::balance::state::PortState;
 use crate::balance::{Choice, affinity};
 use crate::hub::{Hub, SiteKey};
 use crate::listeners::desired;
+use crate::plugin::{self, Asked, Desk, Verdict};
 use crate::policy::SessionCarrier;
 use crate::proxy::held::Held;
 use crate::proxy::site::{SiteMode, TlsMode};
@@ -42,6 +43,21 @@ pub struct Explanation {
     pub near: Vec<Near>,
     /// Where the rule sends requests.
     pub backends: Vec<BackendView>,
+    /// Who has a say in where this request goes, and what it says.
+    pub plugin: Option<PluginView>,
+}
+
+/// A plugin that was asked about the request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PluginView {
+    /// `namespace/name`, or `name` of a ClusterWasmPlugin.
+    pub name: String,
+    /// The generation that decided; `None` if there was no decision.
+    pub generation: Option<u64>,
+    /// `pick`, `overruled`, `default`, `reject`, `failed` or `refused`.
+    pub decision: &'static str,
+    /// Its answer to the client, if it refuses the request.
+    pub status: Option<u16>,
 }
 
 /// A rule.
@@ -189,8 +205,19 @@ fn http_plan<'s>(snapshot: &'s Snapshot, target: &SiteKey, request: &Request) ->
 
 fn matched(out: &mut Explanation, snapshot: &Snapshot, rule: &Rule, request: &Held) {
     let answered = rule.filters.iter().find(|filter| matches!(filter, Filter::Redirect(_)));
-    let Chosen { share, backend, session } = session::choose(rule, request, false, || 0);
-    let pinned = session.as_ref().and_then(|session| Some((share?, backend?, session.pinned()?)));
+    // A plugin is really asked: there is no other way to know what it says.
+    let (Chosen { share, backend, session }, mut asked) = plugin::choose(rule, request, false, &Desk::uncounted());
+    let refusal = asked.as_mut().and_then(Asked::refusal);
+    let picked = asked.as_ref().and_then(Asked::first).and_then(|index| u32::try_from(index).ok());
+    let pinned = picked.or_else(|| session.as_ref()?.pinned());
+    let pinned = pinned.and_then(|index| Some((share?, backend?, index)));
+    let decided = answered.is_none().then(|| asked.as_ref().map(Asked::verdict)).flatten();
+    out.plugin = decided.map(|Verdict { plugin, ruling, generation }| PluginView {
+        name: plugin.to_string(),
+        generation,
+        decision: ruling.name(),
+        status: refusal.as_ref().map(|refused| refused.status.as_u16()),
+    });
     let views = rule.backends.iter().map(|share| {
         let pin = pinned.as_ref().map(|(_, backend, index)| (backend, *index));
         backend_view(snapshot, share, rule.total_weight, request, pin)
@@ -200,13 +227,17 @@ fn matched(out: &mut Explanation, snapshot: &Snapshot, rule: &Rule, request: &He
     let ready = usable.clone().any(|backend| !backend.endpoints.is_empty());
     out.verdict = match (answered, rule.total_weight, ready) {
         (Some(_), _, _) => "The rule answers with a redirect.".to_owned(),
+        (None, ..) if out.plugin.as_ref().is_some_and(|plugin| plugin.status.is_some()) => {
+            out.plugin.as_ref().map(refused).unwrap_or_default()
+        }
         (None, 0, _) => "The rule sends to nobody: the answer is 500.".to_owned(),
         (None, _, false) if usable.clone().all(|backend| backend.service.is_none()) => {
             "The rule's backends are not valid: the answer is 500; the route's status says why.".to_owned()
         }
         (None, _, false) => "No backend has a ready endpoint: the answer is 503.".to_owned(),
         (None, _, true) => {
-            let kept = pinned.as_ref().and_then(|(share, ..)| out.backends.get(*share));
+            let kept = pinned.as_ref().map(|(share, ..)| *share).or(share.filter(|_| asked.is_some()));
+            let kept = kept.and_then(|share| out.backends.get(share));
             let mut from = kept.into_iter().chain(usable).flat_map(|backend| &backend.endpoints);
             let chosen = from.find(|endpoint| endpoint.chosen);
             chosen.map_or_else(
@@ -242,7 +273,18 @@ fn matched(out: &mut Explanation, snapshot: &Snapshot, rule: &Rule, request: &He
     });
 }
 
-/// `pinned` is what the request's session is with.
+/// What is said about a request that a plugin refuses.
+fn refused(plugin: &PluginView) -> String {
+    let (name, status) = (&plugin.name, plugin.status.unwrap_or_default());
+    match plugin.generation {
+        Some(generation) => format!("The plugin {name} (generation {generation}) refuses it: the answer is {status}."),
+        None => format!(
+            "The plugin {name} gives no decision, and requests without one are refused: the answer is {status}."
+        ),
+    }
+}
+
+/// `pinned` is what the request's session is with, or what a plugin picked.
 fn backend_view(
     snapshot: &Snapshot,
     share: &Weighted,
@@ -258,7 +300,8 @@ fn backend_view(
     let hash = affinity::of(&backend, request, false, || 0).hash;
     let pinned = pinned.filter(|(pinned, _)| Arc::ptr_eq(pinned, &backend)).map(|(_, index)| index);
     let choice = Choice { client: request.client, hash, pinned, thread: 0, now: Instant::now() };
-    let chosen = preview(&backend, &choice);
+    let chosen = pinned.map(|index| index as usize).filter(|index| backend.availability.is_up(*index));
+    let chosen = chosen.or_else(|| preview(&backend, &choice));
     let plan = |endpoint: &EndpointState| {
         let service = snapshot.services.get(&backend.service)?;
         let ports = service.ports.iter().filter(|port| port.port == backend.port);

@@ -3,7 +3,10 @@
 //! [`Hub::publish`] first replaces the backends that listeners read (so a change reaches traffic within the call), then
 //! wakes DNS, nftables and the listener manager. It does no I/O and is called by the watch loop, or by hand in tests
 //! and benchmarks.
+//!
+//! A plugin that a policy asks for takes its place when its module is there; until then what was there before stays (`plugins`).
 
+mod plugins;
 mod state;
 
 use std::collections::BTreeMap;
@@ -14,6 +17,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use scaleup_plugins::{PluginKey, Registry};
 use tokio::sync::watch;
 
 use crate::backend::Backend;
@@ -21,10 +25,12 @@ use crate::backend::Backend;
 use crate::backend::BackendCell;
 use crate::balance::geo::Geo;
 use crate::balance::shared::Shared;
+use crate::plugin::GenerationTotals;
 use crate::proxy::site::SiteCell;
 use crate::snapshot::routes::{BackendRef, HostPort, RuleId};
 use crate::snapshot::{PortPlan, Protocol, ServiceKey, ServicePlan, Snapshot};
 use crate::stats::{ConfigStats, ListenerTotals, PodTotals, RequestStats, RequestTotals, ServiceTotals};
+use plugins::Plugins;
 use state::{SERVICE_RULE, State, now_seconds};
 
 /// Images that are counted on their own; further ones are added up as [`OTHER_IMAGES`].
@@ -83,14 +89,24 @@ pub(crate) struct Hub {
     pub geo: Arc<Geo>,
     /// Where shared rate limits are counted.
     pub shared: Arc<Shared>,
+    /// Who may choose endpoints.
+    plugins: Arc<Registry>,
     /// How snapshots take effect.
     pub config_stats: ConfigStats,
 }
 
 impl Hub {
+    /// Without plugins.
+    #[cfg(test)]
     pub fn new(threads: usize) -> Self {
+        Self::with_plugins(threads, Arc::default())
+    }
+
+    /// `plugins` are those that policies may name.
+    pub fn with_plugins(threads: usize, plugins: Arc<Registry>) -> Self {
         let empty = Arc::new(Snapshot::default());
-        let state = State::default();
+        let mut state = State::default();
+        state.plugins = Plugins::new(plugins.clone());
         Self {
             threads,
             current: ArcSwap::new(empty.clone()),
@@ -98,6 +114,7 @@ impl Hub {
             published: AtomicBool::new(false),
             geo: state.geo.clone(),
             shared: state.shared.clone(),
+            plugins,
             state: Mutex::new(state),
             config_stats: ConfigStats::default(),
         }
@@ -168,6 +185,23 @@ impl Hub {
         self.changed.send_replace(snapshot);
         let now = Instant::now();
         self.config_stats.published(now - begun, since.map(|since| now.saturating_duration_since(since)));
+    }
+
+    /// Puts bindings in place whose modules have come.
+    pub fn rebind(&self) {
+        let mut state = self.state.lock();
+        let snapshot = self.current.load_full();
+        state.rebind(&snapshot, self.threads);
+    }
+
+    /// Who may choose endpoints.
+    pub fn plugins(&self) -> &Arc<Registry> {
+        &self.plugins
+    }
+
+    /// Decisions of plugins by plugin and generation.
+    pub fn plugin_totals(&self) -> Vec<(PluginKey, BTreeMap<Option<u64>, GenerationTotals>)> {
+        self.state.lock().plugins.totals()
     }
 
     /// Says which image a Pod runs.

@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use arc_swap::ArcSwap;
 
+use super::plugins::{Place, Plugins, Waiting};
 use super::{PortKey, SiteKey, View, proxied_ports};
-use crate::backend::{Backend, BackendCell, EndpointState, Identity};
+use crate::backend::{Backend, BackendCell, EndpointState, Identity, Places};
 use crate::balance::Control;
 use crate::balance::budget::Budget;
 use crate::balance::geo::Geo;
@@ -17,10 +18,11 @@ use crate::balance::rate::Limiter;
 use crate::balance::shared::Shared;
 use crate::balance::state::PortState;
 use crate::balance::table::Table;
+use crate::plugin::Binding;
 use crate::policy::RequestPolicy;
 use crate::proxy::site::{L4, Site, SiteCell, SiteMode, accept_proxy, compile as compile_site};
 use crate::route::{HttpTable, Resolve, Rule, Weighted};
-use crate::snapshot::routes::{BackendRef, RuleId};
+use crate::snapshot::routes::{BackendRef, HostPort, ListenerPlan, RuleId};
 use crate::snapshot::{AppProtocol, EndpointPlan, NodePlan, PortPlan, Protocol, ServiceKey, ServicePlan, Snapshot};
 use crate::stats::{ListenerStats, PodUsage, RequestStats, RouteStats, ServiceStats};
 
@@ -46,11 +48,12 @@ pub(super) struct State {
     budgets: BTreeMap<RuleId, Arc<Budget>>,
     /// By [`crate::policy::RateLimit::id`].
     limiters: BTreeMap<Arc<str>, Arc<Limiter>>,
-    node: NodePlan,
+    node: Arc<NodePlan>,
     pub geo: Arc<Geo>,
     pub shared: Arc<Shared>,
     pub endpoints: HashMap<EndpointKey, Interned>,
     pub services: BTreeMap<ServiceKey, Arc<ServiceStats>>,
+    pub plugins: Plugins,
     pub usage: BTreeMap<Arc<str>, Arc<PodUsage>>,
     next_endpoint_id: u64,
     /// Unix seconds of the next search for usage to forget.
@@ -228,14 +231,66 @@ impl State {
             stats: self.service_stats(&plan.key, threads),
         };
         let table = Table::new(endpoints, &port.policy, &self.node, &self.geo);
-        Backend::new(identity, endpoints.iter().map(|endpoint| self.acquire(key, endpoint, threads)).collect(), table)
+        let (places, plugin) = (
+            Places { plans: endpoints.clone(), node: self.node.clone() },
+            self.plugin_of_port(key, plan, port, threads),
+        );
+        let states = endpoints.iter().map(|endpoint| self.acquire(key, endpoint, threads)).collect();
+        Backend::new(identity, states, table).with_plugin(places, plugin)
+    }
+
+    /// The plugin that a Service has for its endpoints.
+    fn plugin_of_port(
+        &mut self,
+        key: &PortKey,
+        plan: &ServicePlan,
+        port: &PortPlan,
+        threads: usize,
+    ) -> Option<Arc<Binding>> {
+        let wanted = port.policy.plugin.as_ref().filter(|_| port.app != AppProtocol::Tcp);
+        // A cell that a route made before its Service came has served nobody.
+        let known = self.ports.get(key).is_some_and(|known| *known.cell.load().uid == *plan.uid);
+        let place = Place::Port(key.clone());
+        let (plugin, waits) = self.plugins.bind(place, wanted, known, (&self.geo, threads));
+        self.plugins.note(Waiting::Port(key.clone()), waits);
+        plugin
+    }
+
+    /// Compiles what waits for modules.
+    pub fn rebind(&mut self, snapshot: &Snapshot, threads: usize) {
+        for waiting in std::mem::take(&mut self.plugins.waiting) {
+            match waiting {
+                Waiting::Site(SiteKey::Listener(port)) => {
+                    if let Some(plan) = snapshot.listeners.get(&port) {
+                        self.set_listener(port, plan, threads);
+                    }
+                }
+                // A Service's own port has no rules that plugins are bound to.
+                Waiting::Site(SiteKey::Service(_)) => {}
+                Waiting::Port(key) => {
+                    let Some(plan) = snapshot.services.get(&key.service) else { continue };
+                    let mut ports = plan.ports.iter();
+                    if let Some(port) = ports.find(|port| port.port == key.port && port.protocol == key.protocol) {
+                        self.set_port(&key, plan, port, threads);
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_listener(&mut self, port: HostPort, plan: &ListenerPlan, threads: usize) {
+        let mut cells = Cells { state: self, threads, waits: false };
+        let site = compile_site(plan, port.port, &mut cells);
+        let (key, waits) = (SiteKey::Listener(port), cells.waits);
+        self.plugins.note(Waiting::Site(key.clone()), waits);
+        self.set_site(key, site, threads);
     }
 
     /// Whether the own node is somewhere else than before.
     pub fn set_node(&mut self, node: &NodePlan) -> bool {
         let place = |node: &NodePlan| (node.name.clone(), node.zone.clone(), node.region.clone());
         let moved = place(&self.node) != place(node);
-        self.node = node.clone();
+        self.node = Arc::new(node.clone());
         moved
     }
 
@@ -299,8 +354,7 @@ impl State {
     pub fn update_listeners(&mut self, old: &Snapshot, snapshot: &Snapshot, threads: usize) {
         for (port, plan) in &snapshot.listeners {
             if old.listeners.get(port).is_none_or(|before| !Arc::ptr_eq(before, plan)) {
-                let site = compile_site(plan, port.port, &mut Cells { state: self, threads });
-                self.set_site(SiteKey::Listener(*port), site, threads);
+                self.set_listener(*port, plan, threads);
             }
         }
         for port in old.listeners.keys().filter(|port| !snapshot.listeners.contains_key(port)) {
@@ -312,6 +366,11 @@ impl State {
         self.routes.retain(|_, stats| Arc::strong_count(stats) > 1);
         self.budgets.retain(|_, budget| Arc::strong_count(budget) > 1);
         self.limiters.retain(|_, limiter| Arc::strong_count(limiter) > 1);
+        let (routes, ports) = (&self.routes, &self.ports);
+        self.plugins.retain(|place| match place {
+            Place::Rule(id) => routes.contains_key(id),
+            Place::Port(key) => ports.contains_key(key),
+        });
     }
 
     fn acquire(&mut self, port: &PortKey, plan: &EndpointPlan, threads: usize) -> Arc<EndpointState> {
@@ -374,6 +433,8 @@ fn routed_ports<'a>(
 struct Cells<'a> {
     state: &'a mut State,
     threads: usize,
+    /// A plugin of theirs waits for its module.
+    waits: bool,
 }
 
 impl Resolve for Cells<'_> {
@@ -386,6 +447,14 @@ impl Resolve for Cells<'_> {
 
     fn control(&mut self, id: &RuleId, policy: &RequestPolicy) -> Control {
         self.state.control(id, policy)
+    }
+
+    fn plugin(&mut self, id: &RuleId, policy: &RequestPolicy) -> Option<Arc<Binding>> {
+        let State { plugins, routes, geo, .. } = &mut *self.state;
+        let known = routes.contains_key(id);
+        let (plugin, waits) = plugins.bind(Place::Rule(id.clone()), policy.plugin.as_ref(), known, (geo, self.threads));
+        self.waits |= waits;
+        plugin
     }
 }
 

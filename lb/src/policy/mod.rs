@@ -9,6 +9,8 @@ pub(crate) mod parts;
 use std::sync::Arc;
 use std::time::Duration;
 
+use scaleup_plugins::PluginKey;
+
 /// How a Service port's endpoints are chosen and protected. The default is what a Service without a policy gets.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServicePolicy {
@@ -40,6 +42,19 @@ pub struct ServicePolicy {
     pub send_proxy: Option<u8>,
     /// TLS to endpoints.
     pub upstream_tls: Option<Arc<UpstreamTls>>,
+    /// Who chooses endpoints for HTTP requests, before the algorithm.
+    pub plugin: Option<Arc<PluginRef>>,
+}
+
+/// A plugin of the world `routing` that is to choose endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginRef {
+    /// Which.
+    pub key: PluginKey,
+    /// Request headers (lower case) that it sees.
+    pub headers: Box<[Arc<str>]>,
+    /// It chooses among the endpoints of all backends of a rule, not only of the one that weights chose.
+    pub whole_rule: bool,
 }
 
 /// How an endpoint is chosen.
@@ -256,6 +271,8 @@ pub struct RequestPolicy {
     pub access_log_percent: Option<f64>,
     /// Clients come back to their endpoint (routes only).
     pub session: Option<Arc<SessionPolicy>>,
+    /// Who chooses endpoints, if that is not the Service's to say.
+    pub plugin: Option<Arc<PluginRef>>,
 }
 
 /// How clients come back to their endpoint (`sessionPersistence` of a route's rule).

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Algorithm, HashSource, HealthCheck, InFlightLimits, Locality, Outlier, Queue, RateLimit, RequestPolicy, Retries,
-    ServicePolicy, SessionPolicy, UpstreamTls,
+    Algorithm, HashSource, HealthCheck, InFlightLimits, Locality, Outlier, PluginRef, Queue, RateLimit, RequestPolicy,
+    Retries, ServicePolicy, SessionPolicy, UpstreamTls,
 };
 
 /// About requests. `None`: nothing is said. A time of `Some(None)` is "no limit".
@@ -24,6 +24,8 @@ pub(crate) struct RequestPart {
     pub access_log_percent: Option<f64>,
     /// Of routes only.
     pub session: Option<Arc<SessionPolicy>>,
+    /// Of routes and Gateways.
+    pub plugin: Option<Arc<PluginRef>>,
 }
 
 /// About a Service's endpoints.
@@ -39,6 +41,7 @@ pub(crate) struct ServicePart {
     pub connect_timeout: Option<Option<Duration>>,
     pub send_proxy: Option<u8>,
     pub upstream_tls: Option<Arc<UpstreamTls>>,
+    pub plugin: Option<Arc<PluginRef>>,
 }
 
 /// `loadBalancing` of a policy.
@@ -79,6 +82,7 @@ impl RequestPart {
             ("timeouts.idle", self.idle_timeout.is_some()),
             ("limits.maxRequestBodyBytes", self.max_body_bytes.is_some()),
             ("accessLog.samplePercent", self.access_log_percent.is_some()),
+            ("policyRef", self.plugin.is_some()),
         ])
     }
 }
@@ -95,6 +99,7 @@ impl ServicePart {
             ("timeouts.connect", self.connect_timeout.is_some()),
             ("proxyProtocol.send", self.send_proxy.is_some()),
             ("upstreamTls", self.upstream_tls.is_some()),
+            ("policyRef", self.plugin.is_some()),
         ])
     }
 }
@@ -137,6 +142,7 @@ pub(crate) fn request_policy(parts: &[&RequestPart]) -> RequestPolicy {
         max_body_bytes: first(parts, |part| &part.max_body_bytes),
         access_log_percent: first(parts, |part| &part.access_log_percent),
         session: first(parts, |part| &part.session),
+        plugin: first(parts, |part| &part.plugin),
     }
 }
 
@@ -157,6 +163,7 @@ pub(crate) fn service_policy(parts: &[&ServicePart], base: ServicePolicy) -> (Se
         connect_timeout: first(parts, |part| &part.connect_timeout).unwrap_or(base.connect_timeout),
         send_proxy: first(parts, |part| &part.send_proxy),
         upstream_tls: first(parts, |part| &part.upstream_tls).or(base.upstream_tls),
+        plugin: first(parts, |part| &part.plugin).or(base.plugin),
         client_ip_affinity: base.client_ip_affinity,
     };
     (policy, balancing.weights)

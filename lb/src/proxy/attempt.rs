@@ -29,6 +29,7 @@ use super::{h2, hedge, mirror};
 use crate::access::Flags;
 use crate::backend::{Backend, EndpointState, Tried};
 use crate::balance::{self, Choice, Outcome, Permit, Refusal};
+use crate::plugin::Refused;
 use crate::route::Rule;
 use crate::stats::add;
 
@@ -40,6 +41,9 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 impl<S: Stream> Conn<'_, S> {
     /// Serves a request within the time its rule allows.
     pub async fn forward(&mut self, work: &Forward, record: &Record) -> After {
+        if let Some(refused) = record.refusal() {
+            return self.refused_by_plugin(&refused, &work.request, record).await;
+        }
         let Some(limit) = work.rule.policy.request_timeout else { return self.admit(work, record).await };
         match tokio::time::timeout_at((record.started + limit).into(), self.admit(work, record)).await {
             Ok(after) => after,
@@ -84,6 +88,15 @@ impl<S: Stream> Conn<'_, S> {
         self.answer(status, &text, &fields, Some(request), close, Some(record)).await
     }
 
+    /// Tells the client what a plugin says to it.
+    async fn refused_by_plugin(&mut self, refused: &Refused, request: &Request, record: &Record) -> After {
+        record.flag(Flags::PLUGIN_REFUSED);
+        let fields: Vec<(&str, String)> =
+            refused.headers.iter().map(|header| (header.name.as_str(), header.value.clone())).collect();
+        let close = self.must_close(request) || request.framing != Framing::None;
+        self.answer(refused.status, &refused.text, &fields, Some(request), close, Some(record)).await
+    }
+
     /// Sends the request to an endpoint, or another, until a response has been delivered. The permit lasts as long.
     async fn attempts(&mut self, work: &Forward, record: &Record, permit: Permit) -> After {
         let (request, backend) = (&work.request, &*work.backend);
@@ -102,7 +115,11 @@ impl<S: Stream> Conn<'_, S> {
         let mut continued = !request.expects_continue;
         let mut retries = 0;
         for attempt in 0..MAX_ATTEMPTS {
-            let Some((index, endpoint)) = next_endpoint(work, &choice, &mut tried, failure) else { break };
+            let (index, endpoint) = match next_endpoint((work, record), &choice, &mut tried, failure) {
+                Ok(Some(next)) => next,
+                Ok(None) => break,
+                Err(refused) => return self.refused_by_plugin(&refused, request, record).await,
+            };
             if attempt > 0 {
                 add(&stats.retries, 1);
             }
@@ -342,22 +359,22 @@ impl<S: Stream> Conn<'_, S> {
 }
 
 /// The endpoint for the next attempt. Once all were tried, those that did answer, or that a pause gave time, may be asked again.
-fn next_endpoint<'w>(
-    work: &'w Forward,
+fn next_endpoint<'r>(
+    (work, record): (&Forward, &'r Record),
     choice: &Choice,
     tried: &mut Tried,
     failure: Failure,
-) -> Option<(usize, &'w Arc<EndpointState>)> {
-    if let Some(found) = work.backend.choose(choice, *tried) {
-        return Some(found);
+) -> Result<Option<(usize, &'r Arc<EndpointState>)>, Box<Refused>> {
+    if let Some(found) = record.choose(choice, *tried)? {
+        return Ok(Some(found));
     }
     let answered = matches!(failure, Failure::Status(_) | Failure::ResponseTimeout);
     let paused = work.rule.policy.retries.backoff.is_some() && !matches!(failure, Failure::NoEndpoints);
     if !answered && !paused {
-        return None;
+        return Ok(None);
     }
     *tried = Tried::default();
-    work.backend.choose(choice, *tried)
+    record.choose(choice, *tried)
 }
 
 /// Whether the policy allows one more attempt after `outcome`; if so, after the pause it wants.

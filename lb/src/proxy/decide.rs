@@ -14,7 +14,8 @@ use super::request::{self, Framing, Request};
 use super::site::{Site, Target};
 use crate::backend::Backend;
 use crate::balance::affinity;
-use crate::balance::session::{self, Chosen, Session};
+use crate::balance::session::{Chosen, Session};
+use crate::plugin::{self, Asked, Desk};
 use crate::route::{Head as _, HttpTable, Rule};
 
 /// A request goes to an endpoint of `backend`.
@@ -28,6 +29,8 @@ pub(crate) struct Forward {
     pub hash: Option<u64>,
     /// The client's session, if the rule keeps any.
     pub session: Option<Box<Session>>,
+    /// What a plugin says about it.
+    pub asked: Option<Asked>,
     /// Fields for the response's head.
     pub own: Fields,
     /// The head, when a policy looks at it later.
@@ -59,14 +62,14 @@ impl Local {
 }
 
 /// Decides about the request `head`, which came to `table` of `site` over a connection to `target`, and writes the head for the endpoint
-/// to `out`.
+/// to `out`. Plugins are asked at `desk`.
 #[inline]
 pub(crate) fn decide(
     target: &Target,
     site: &Site,
     table: &HttpTable,
     head: &request::Head<'_>,
-    out: &mut Vec<u8>,
+    (desk, out): (&Desk, &mut Vec<u8>),
 ) -> Result<Forward, Box<Local>> {
     if target.is_tls() && !target.allows(site, head.host()) {
         let text = "421: this connection was opened for another host\n";
@@ -79,14 +82,19 @@ pub(crate) fn decide(
         return Err(Local::new(head.summary(), StatusCode::NOT_FOUND, "404: no route matches this request\n"));
     };
     let place = Place { https: target.is_tls(), port: table.port() };
-    forward(rule, place, head, out).map_err(|mut answer| {
+    forward(rule, place, head, (desk, out)).map_err(|mut answer| {
         answer.rule = Some(rule.clone());
         answer
     })
 }
 
 #[inline]
-fn forward(rule: &Arc<Rule>, place: Place, head: &request::Head<'_>, out: &mut Vec<u8>) -> Result<Forward, Box<Local>> {
+fn forward(
+    rule: &Arc<Rule>,
+    place: Place,
+    head: &request::Head<'_>,
+    (desk, out): (&Desk, &mut Vec<u8>),
+) -> Result<Forward, Box<Local>> {
     let filtered = |filters: Filters<'_>| match filters.answer(head, &rule.path, place) {
         Some(ready) => {
             let mut answer = Local::new(head.summary(), ready.status, "");
@@ -98,7 +106,7 @@ fn forward(rule: &Arc<Rule>, place: Place, head: &request::Head<'_>, out: &mut V
     if !rule.filters.is_empty() {
         filtered(Filters::of_rule(rule))?;
     }
-    let Chosen { share, backend, session } = session::choose(rule, head, place.https, rand::random);
+    let (Chosen { share, backend, session }, asked) = plugin::choose(rule, head, place.https, desk);
     let Some((share, backend)) = share.zip(backend) else {
         let text = "500: the route has no valid backend for this request\n";
         return Err(Local::new(head.summary(), StatusCode::INTERNAL_SERVER_ERROR, text));
@@ -126,7 +134,7 @@ fn forward(rule: &Arc<Rule>, place: Place, head: &request::Head<'_>, out: &mut V
         own.push(("set-cookie", cookie));
     }
     let held = needs_head(rule, &backend).then(|| Box::new(Held::of(head)));
-    Ok(Forward { request, rule: rule.clone(), share, backend, hash: affinity.hash, session, own, held })
+    Ok(Forward { request, rule: rule.clone(), share, backend, hash: affinity.hash, session, asked, own, held })
 }
 
 /// Whether [`crate::balance::enter`] looks at heads.

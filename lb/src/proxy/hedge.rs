@@ -94,7 +94,7 @@ async fn run<S: Stream>(
                 // Without a place in the budget a later one may have it.
                 let may = balance::may_hedge(&work.rule, rivals);
                 rivals += 1;
-                if may && let Some((index, rival)) = work.backend.choose(&plan.choice, tried) {
+                if may && let Ok(Some((index, rival))) = record.choose(&plan.choice, tried) {
                     tried.insert(index);
                     add(&stats.retries, 1);
                     asked.push(one(&worker, work, rival.clone(), None, head));

@@ -188,8 +188,8 @@ impl<S: Stream> Conn<'_, S> {
                 Next::Forward => {
                     let Some(work) = &mut work else { return After::Drop };
                     self.input.consume(work.request.length);
-                    let session = work.session.take();
-                    let record = Record::start(self.worker.clone(), work.rule.clone(), work.backend.clone(), session);
+                    let told = (work.session.take(), work.asked.take());
+                    let record = Record::start(self.worker.clone(), work.rule.clone(), work.backend.clone(), told);
                     let after = self.forward(work, &record).await;
                     if record.wants_description() {
                         record.describe(&WrittenHead::parse(&self.head, self.client.ip), self.wire());
@@ -237,11 +237,11 @@ impl<S: Stream> Conn<'_, S> {
                 let site = self.target.load();
                 let table = self.target.table(&site)?;
                 let wire = self.wire();
-                let (target, out) = (&self.target, &mut self.head);
+                let (target, desk, out) = (&self.target, &self.worker.desk, &mut self.head);
                 let routed = table.single().is_none();
                 let observers = &self.worker.observers;
                 let parsed = request::parse(bytes, config, &self.client, routed, |head| {
-                    match decide(target, &site, table, head, out) {
+                    match decide(target, &site, table, head, (desk, out)) {
                         Ok(decided) => {
                             *work = Some(decided);
                             Ok(())
@@ -301,7 +301,7 @@ impl<S: Stream> Conn<'_, S> {
         let site = self.target.load();
         let rule = self.target.table(&site)?.single()?;
         let backend = rule.backends.first()?.cell.as_ref()?.load_full();
-        Some(Record::start(self.worker.clone(), rule.clone(), backend, None))
+        Some(Record::start(self.worker.clone(), rule.clone(), backend, (None, None)))
     }
 
     /// Answers a request that is not forwarded, and closes the connection: what follows it cannot be trusted.
@@ -326,7 +326,7 @@ impl<S: Stream> Conn<'_, S> {
         &mut self,
         status: StatusCode,
         text: &str,
-        fields: &[(&'static str, String)],
+        fields: &[(&str, String)],
         request: Option<&Request>,
         close: bool,
         record: Option<&Record>,

@@ -63,6 +63,7 @@ impl Seen {
             pod: None,
             attempts: 0,
             spans: Vec::new(),
+            verdict: None,
             status: Some(code),
             bytes_in: 0,
             bytes_out,

@@ -40,7 +40,7 @@ pub(super) fn send(worker: &Rc<Worker>, mirror: &Mirror, request: &Request, head
         return;
     };
     let copy = Copy::begin(worker.clone());
-    let record = Record::start(worker.clone(), mirror.rule.clone(), backend, None);
+    let record = Record::start(worker.clone(), mirror.rule.clone(), backend, (None, None));
     let (request, head) = (*request, head.to_vec());
     tokio::task::spawn_local(async move {
         if tokio::time::timeout(MAX_TIME, run(&request, &head, body, &record)).await.is_err() {

@@ -12,9 +12,10 @@ use std::time::{Instant, SystemTime};
 use super::story::Story;
 use super::worker::Worker;
 use crate::access::{Decision, Description, Flags, Wire, WrittenHead};
-use crate::backend::{Backend, EndpointState};
-use crate::balance::Outcome;
+use crate::backend::{Backend, EndpointState, Tried};
 use crate::balance::session::Session;
+use crate::balance::{Choice, Outcome};
+use crate::plugin::{Asked, Refused, Verdict};
 use crate::route::{Head, Rule};
 use crate::stats::{CODE_CLIENT_GONE, add};
 use crate::trace::{Attempt, Context, context::span_id};
@@ -41,6 +42,7 @@ pub(crate) struct Record {
     bytes_out: Cell<u64>,
     flags: Cell<Flags>,
     session: Option<Box<Session>>,
+    asked: RefCell<Option<Asked>>,
     logged: Decision,
     /// Only when it is told about.
     told: RefCell<Option<Box<Told>>>,
@@ -57,8 +59,13 @@ struct Told {
 }
 
 impl Record {
-    /// `session` must be of `backend`.
-    pub fn start(worker: Rc<Worker>, rule: Arc<Rule>, backend: Arc<Backend>, session: Option<Box<Session>>) -> Self {
+    /// Session and plugin must be of `backend`.
+    pub fn start(
+        worker: Rc<Worker>,
+        rule: Arc<Rule>,
+        backend: Arc<Backend>,
+        (session, asked): (Option<Box<Session>>, Option<Asked>),
+    ) -> Self {
         let started = Instant::now();
         let access = worker.observers.access.as_ref();
         let logged = access.map_or(Decision::Never, |sink| sink.decide(rule.policy.access_log_percent));
@@ -78,6 +85,7 @@ impl Record {
             bytes_out: Cell::new(0),
             flags: Cell::default(),
             session,
+            asked: RefCell::new(asked),
             logged,
             told: RefCell::new(told.then(Box::default)),
         }
@@ -91,6 +99,22 @@ impl Record {
         self.attempts.set(self.attempts.get() + 1);
         endpoint.begin(self.worker.index);
         *self.endpoint.borrow_mut() = Some(endpoint.clone());
+    }
+
+    /// The endpoint for the next attempt, by the plugin if there is one; an error if it refuses the request.
+    pub fn choose(&self, choice: &Choice, tried: Tried) -> Result<Option<(usize, &Arc<EndpointState>)>, Box<Refused>> {
+        if let Some(asked) = &mut *self.asked.borrow_mut()
+            && let Some(index) = asked.next(&self.backend, tried, &self.worker.desk)?
+            && let Some(endpoint) = self.backend.endpoints.get(index)
+        {
+            return Ok(Some((index, endpoint)));
+        }
+        Ok(self.backend.choose(choice, tried))
+    }
+
+    /// What the client is told if its request must not be sent at all.
+    pub fn refusal(&self) -> Option<Box<Refused>> {
+        self.asked.borrow_mut().as_mut()?.refusal()
     }
 
     /// See [`crate::balance::Choice`].
@@ -245,14 +269,18 @@ impl Record {
             add(&rule.retries, retries.into());
         }
         self.counted = true;
+        let asked = self.asked.take();
         if let Some(told) = self.told.take() {
-            self.tell(*told, now);
+            self.tell(*told, now, asked.as_ref().map(Asked::verdict));
+        }
+        if let Some(asked) = asked {
+            asked.close(&self.worker.desk);
         }
         now
     }
 
     /// Logs and traces it.
-    fn tell(&self, told: Told, now: Instant) {
+    fn tell(&self, told: Told, now: Instant, verdict: Option<Verdict>) {
         let Some(request) = told.request else { return };
         let code = self.code.get();
         let status = (code != CODE_CLIENT_GONE).then_some(code);
@@ -274,6 +302,7 @@ impl Record {
             pod: endpoint.and_then(|endpoint| Some(&*endpoint.pod.as_ref()?.0)),
             attempts: self.attempts.get(),
             spans: told.attempts,
+            verdict,
             status,
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),

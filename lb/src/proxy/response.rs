@@ -238,7 +238,7 @@ impl Head<'_> {
 pub(crate) struct Answer<'a> {
     pub status: StatusCode,
     /// In lower case, beside what every answer has.
-    pub fields: &'a [(&'static str, String)],
+    pub fields: &'a [(&'a str, String)],
     /// May be empty.
     pub text: &'a str,
     /// The client speaks HTTP/1.0.

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::access::{self, Description, Ending, Flags};
 use crate::observe::Observers;
+use crate::plugin::Verdict;
 use crate::route::Rule;
 use crate::trace::{Attempt, Context, Trace, context};
 
@@ -24,6 +25,8 @@ pub(super) struct Story<'a> {
     /// How many attempts were made, and those that have spans.
     pub attempts: u32,
     pub spans: Vec<Attempt>,
+    /// What a plugin said about it.
+    pub verdict: Option<Verdict>,
     /// `None`: the client left before it was told anything.
     pub status: Option<u16>,
     pub bytes_in: u64,
@@ -44,6 +47,7 @@ impl Story<'_> {
                 upstream: self.upstream,
                 pod: self.pod,
                 attempts: self.attempts,
+                verdict: self.verdict.as_ref(),
                 rule: self.rule.map(|rule| &rule.id),
                 service: self.service,
                 trace: self.context.as_ref().map(|context| context::hex(&context.trace_id)),
@@ -65,6 +69,7 @@ impl Story<'_> {
                 start: end.checked_sub(self.duration).unwrap_or(end),
                 end,
                 status: self.status,
+                verdict: self.verdict,
                 attempts: self.spans,
             }));
         }

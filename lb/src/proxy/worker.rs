@@ -21,6 +21,7 @@ use super::{dispatch, h2, udp};
 use crate::config::ProxyConfig;
 use crate::listeners::bind::{BACKLOG, Bound};
 use crate::observe::Observers;
+use crate::plugin::Desk;
 use crate::stats::{ListenerStats, ServiceStats, Spoken, add, sub};
 
 /// Pause after a failed accept (usually: out of file descriptors).
@@ -46,6 +47,8 @@ pub(crate) struct Worker {
     pub index: usize,
     pub config: Arc<ProxyConfig>,
     pub observers: Arc<Observers>,
+    /// Where plugins' questions are written.
+    pub desk: Desk,
     pub pool: RefCell<Pool>,
     pub stock: Stock,
     /// TLS settings towards endpoints.
@@ -94,6 +97,7 @@ pub(crate) fn run(
         index,
         config,
         observers,
+        desk: Desk::new(index),
         pool,
         stock: Stock::default(),
         connectors: Connectors::default(),

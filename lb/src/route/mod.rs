@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, BackendCell};
 use crate::balance::Control;
+use crate::plugin::Binding;
 use crate::policy::RequestPolicy;
 use crate::snapshot::routes::{
     BackendRef, Challenges, Filter, HostPattern, HostsPlan, HttpPlan, PathMatch, RuleId, RulePlan, ValueMatch,
@@ -67,6 +68,8 @@ pub(crate) struct Rule {
     pub control: Control,
     /// Who gets copies, by the rule's filters.
     pub mirrors: Box<[Mirror]>,
+    /// Who chooses endpoints, if the route or its Gateway has a plugin.
+    pub plugin: Option<Arc<Binding>>,
     /// Endpoints speak HTTP/2 whatever their port says: those of a GRPCRoute.
     http2: bool,
     conditions: Conditions,
@@ -171,6 +174,11 @@ pub(crate) trait Resolve {
     fn control(&mut self, id: &RuleId, policy: &RequestPolicy) -> Control {
         let _ = id;
         Control::alone(policy)
+    }
+    /// Who chooses endpoints for a route. Asked before [`Resolve::stats`], which makes the route known.
+    fn plugin(&mut self, id: &RuleId, policy: &RequestPolicy) -> Option<Arc<Binding>> {
+        let _ = (id, policy);
+        None
     }
 }
 
@@ -284,6 +292,7 @@ impl Rule {
             plan.backends.iter().map(|share| Weighted::compile(&plan.id, share, resolve)).collect();
         Self {
             http2: is_grpc(&plan.id),
+            plugin: resolve.plugin(&plan.id, &plan.policy),
             id: plan.id.clone(),
             path: plan.path.clone(),
             filters: plan.filters.clone().into(),
@@ -314,6 +323,7 @@ impl Rule {
             policy,
             stats,
             mirrors: Box::default(),
+            plugin: None,
             http2: false,
             conditions: Conditions::default(),
         }

@@ -17,6 +17,7 @@ use k8s_openapi::jiff::Timestamp;
 use scaleup_api::well_known::{
     ANNOTATION_POD_GATEWAY, CONFIG_MAP_ACME_CHALLENGES, LABEL_REGION, LABEL_ZONE, NAMESPACE_SYSTEM,
 };
+use scaleup_plugins::Registry;
 
 use super::assemble::{Compiled, Shadowed};
 use super::compile_route::RouteOutcome;
@@ -63,6 +64,7 @@ pub struct Compiler {
     attached: BTreeMap<ListenerId, i32>,
     unsaid: Unsaid,
     default_policy: Arc<RequestPolicy>,
+    plugins: Arc<Registry>,
     dirty: Dirty,
 }
 
@@ -94,6 +96,12 @@ impl Compiler {
     /// An empty compiler.
     pub fn new(config: PlanConfig) -> Self {
         Self { config, ..Self::default() }
+    }
+
+    /// With the plugins that statuses tell about.
+    #[must_use]
+    pub fn with_plugins(self, plugins: Arc<Registry>) -> Self {
+        Self { plugins, ..self }
     }
 
     /// An object was added or changed.
@@ -393,6 +401,7 @@ impl Compiler {
             attached: &self.attached,
             shadowed: &self.shadowed,
             by_service: &self.by_service,
+            plugins: &self.plugins,
             report,
             ip,
             now,

@@ -7,6 +7,7 @@ use scaleup_api::gateway::{
     BackendObjectReference, HTTPCORSFilter, HTTPHeader, HTTPHeaderFilter, HTTPPathModifier, HTTPRequestMirrorFilter,
     HTTPRequestRedirectFilter, HTTPRouteFilter, HTTPURLRewriteFilter,
 };
+use scaleup_plugins::routing::PROTECTED_HEADERS;
 
 use super::gateways::valid_host;
 use super::references::Fault;
@@ -20,18 +21,6 @@ const MAX_HEADERS: usize = 16;
 const MAX_CORS_ENTRIES: usize = 64;
 /// Longest path that is set, in bytes (the API's limit).
 const MAX_PATH_BYTES: usize = 1024;
-/// Fields that frame messages, belong to one connection, or choose the host; only the load balancer itself sets them.
-const PROTECTED: &[&str] = &[
-    "connection",
-    "content-length",
-    "host",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 fn invalid(message: impl Into<String>) -> Fault {
     Fault::new("UnsupportedValue", message)
@@ -98,7 +87,7 @@ pub(crate) fn field_name(name: &str) -> Result<Arc<str>, Fault> {
 /// Likewise, if edits may touch it.
 pub(crate) fn editable(name: &str) -> Result<Arc<str>, Fault> {
     let name = field_name(name)?;
-    if PROTECTED.contains(&&*name) {
+    if PROTECTED_HEADERS.contains(&&*name) {
         return Err(invalid(format!("header {name} cannot be changed; URLRewrite.hostname changes the host")));
     }
     Ok(name)

@@ -23,6 +23,7 @@ mod ingress;
 mod ingress_tests;
 mod objects;
 mod plan;
+mod plugins;
 mod policies;
 mod references;
 pub mod routes;

@@ -11,10 +11,13 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice, ForZone};
 
+use scaleup_api::well_known::ANNOTATION_ROUTING_POLICY;
+
 use super::objects::NodeFacts;
 use super::policies::{Attached, Policies, TargetKind};
+use crate::policy::convert::annotated;
 use crate::policy::parts::{RequestPart, ServicePart, WeightRule, request_policy, service_policy};
-use crate::policy::{Locality, Prefer, ServicePolicy, UpstreamTls};
+use crate::policy::{Locality, PluginRef, Prefer, ServicePolicy, UpstreamTls};
 
 use super::{
     AppProtocol, EndpointPlan, HostPlan, PlanConfig, PortPlan, Protocol, ServiceKey, ServicePlan, ServiceType, Snapshot,
@@ -82,7 +85,8 @@ pub(super) fn plan_service(
     let spec = service.spec.as_ref().unwrap_or(&empty);
     let kind = service_type(spec);
     let ports = spec.ports.as_deref().unwrap_or_default();
-    let ports = ports.iter().filter_map(|port| plan_port(&key, port, spec, kind, slices, context)).collect();
+    let plugin = annotated_plugin(service).and_then(Result::ok).map(Arc::new);
+    let ports = ports.iter().filter_map(|port| plan_port(&key, port, spec, kind, slices, (context, &plugin))).collect();
     ServicePlan {
         key,
         uid: service.metadata.uid.clone().unwrap_or_default(),
@@ -99,6 +103,12 @@ pub(super) fn plan_service(
         local_ready: local_ready(slices, &context.config.node_name),
         ingress: ingress(service),
     }
+}
+
+/// The plugin that a Service's annotation asks for.
+pub(super) fn annotated_plugin(service: &Service) -> Option<Result<PluginRef, String>> {
+    let value = service.metadata.annotations.as_ref()?.get(ANNOTATION_ROUTING_POLICY)?;
+    Some(annotated(service.metadata.namespace.as_deref()?, value))
 }
 
 /// How long a client keeps its endpoint (`sessionAffinityConfig.clientIP.timeoutSeconds`).
@@ -163,13 +173,13 @@ fn plan_port(
     spec: &ServiceSpec,
     kind: ServiceType,
     slices: &[&EndpointSlice],
-    context: ServiceContext<'_>,
+    (context, plugin): (ServiceContext<'_>, &Option<Arc<PluginRef>>),
 ) -> Option<PortPlan> {
     let protocol = parse_protocol(port.protocol.as_deref())?;
     let name = port.name.clone().unwrap_or_default();
     let attached: Vec<&Attached> = context.policies.of(TargetKind::Service, key, Some(&name)).collect();
     let parts: Vec<&ServicePart> = attached.iter().map(|attached| &*attached.service).collect();
-    let (policy, weights) = service_policy(&parts, own_policy(key, port, spec, context));
+    let (policy, weights) = service_policy(&parts, own_policy(key, port, spec, (context, plugin)));
     let candidates = candidates(&name, protocol, slices, context.nodes, &weights);
     let node = Some(context.config.node_name.as_str());
     let local = |policy: &Option<String>| policy.as_deref() == Some("Local");
@@ -200,7 +210,12 @@ fn plan_port(
 }
 
 /// What the Service itself and BackendTLSPolicies say about a port's endpoints.
-fn own_policy(key: &ServiceKey, port: &ServicePort, spec: &ServiceSpec, context: ServiceContext<'_>) -> ServicePolicy {
+fn own_policy(
+    key: &ServiceKey,
+    port: &ServicePort,
+    spec: &ServiceSpec,
+    (context, plugin): (ServiceContext<'_>, &Option<Arc<PluginRef>>),
+) -> ServicePolicy {
     let prefer = match spec.traffic_distribution.as_deref() {
         Some("PreferClose" | "PreferSameZone") => Prefer::Zone,
         Some("PreferSameNode") => Prefer::Node,
@@ -219,6 +234,7 @@ fn own_policy(key: &ServiceKey, port: &ServicePort, spec: &ServiceSpec, context:
             .policies
             .tls_of(key, name)
             .or_else(|| (port.app_protocol.as_deref() == Some("https")).then(https)),
+        plugin: plugin.clone(),
         ..ServicePolicy::default()
     }
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use scaleup_api::gateway::{BackendTLSPolicy, GROUP, SubjectAltName};
 use scaleup_api::traffic::{TargetRef, TrafficPolicy};
+use scaleup_plugins::PluginKey;
 
 use super::certificates::is_bundle;
 use super::objects::{ObjectKey, Objects, created};
 use super::references::Fault;
 use crate::policy::convert::{Parsed, parse};
 use crate::policy::parts::{RequestPart, ServicePart};
-use crate::policy::{AltName, UpstreamTls};
+use crate::policy::{AltName, PluginRef, UpstreamTls};
 
 /// Targets of a policy that are read (the API's limit).
 pub(crate) const MAX_TARGETS: usize = 16;
@@ -94,6 +95,8 @@ impl Attached {
 pub(crate) struct TargetOutcome {
     pub target: TargetRef,
     pub refused: Option<Fault>,
+    /// The plugin that it asks for.
+    pub plugin: Option<PluginKey>,
 }
 
 /// All policies by target.
@@ -246,7 +249,8 @@ fn attach(
             (Err(message), _) => Some(Fault::new("Invalid", message.clone())),
             (Ok(parsed), Some(kind)) => at_target(objects, key, parsed, kind, target, by_target).err(),
         };
-        outcomes.push(TargetOutcome { target: target.clone(), refused });
+        let plugin = parsed.as_ref().ok().and_then(|parsed| Some(parsed.plugin.as_ref()?.key.clone()));
+        outcomes.push(TargetOutcome { target: target.clone(), refused, plugin });
     }
     outcomes
 }
@@ -269,7 +273,20 @@ fn at_target(
     if parsed.accept_proxy.is_some() && !matches!(kind, TargetKind::Service | TargetKind::Gateway) {
         return Err(Fault::new("Invalid", "proxyProtocol.accept is for Gateways and Services"));
     }
-    let mut service = parsed.service.clone();
+    let l4 = matches!(kind, TargetKind::TLSRoute | TargetKind::TCPRoute | TargetKind::UDPRoute);
+    if parsed.plugin.is_some() && l4 {
+        let message = format!("policyRef: plugins choose endpoints for HTTP; a {} passes bytes on", target.kind);
+        return Err(Fault::new("Invalid", message));
+    }
+    let (mut service, mut request) = (parsed.service.clone(), None);
+    match &parsed.plugin {
+        Some(plugin) if kind == TargetKind::Service => service.plugin = Some(plugin.clone()),
+        Some(plugin) => {
+            let whole_rule = kind != TargetKind::Gateway;
+            request = Some(Arc::new(PluginRef { whole_rule, ..PluginRef::clone(plugin) }));
+        }
+        None => {}
+    }
     let mut broken = None;
     if let Some(tls) = &parsed.upstream_tls {
         let (plan, fault) = upstream_tls(objects, key, tls);
@@ -279,7 +296,7 @@ fn at_target(
     let place = format!("{}/{}/{}", target.kind, target.name, target.section_name.as_deref().unwrap_or_default());
     by_target.entry((kind, ObjectKey::new(&key.namespace, &target.name))).or_default().push(Attached {
         section: target.section_name.as_deref().map(Arc::from),
-        request: Arc::new(parsed.request_at(&place)),
+        request: Arc::new(RequestPart { plugin: request, ..parsed.request_at(&place) }),
         service: Arc::new(service),
         accept_proxy: parsed.accept_proxy.clone(),
     });

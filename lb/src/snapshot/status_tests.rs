@@ -375,6 +375,66 @@ fn proxy_protocol_is_for_the_oldest_on_a_port_to_ask() {
     check(&[edge, policy, ingress], "Conflicted", false);
 }
 
+/// What a policy with `policyRef`, and a Service with the annotation, say about the plugin `infra/canary`.
+#[track_caller]
+fn plugin(compiler: &mut Compiler, expected: [&str; 2]) {
+    let plan = planned(compiler, &report(&[]));
+    let of_policy = status(&plan, Kind::TrafficPolicy).map(|status| status["ancestors"][0]["conditions"].clone());
+    let of_service = status(&plan, Kind::Service).map(|status| status["conditions"].clone());
+    let told = |list: Option<Value>, type_: &str| {
+        let all = conditions(&list.unwrap_or_default());
+        all.into_iter().find(|condition| condition.starts_with(type_)).unwrap_or_default()
+    };
+    let told = [told(of_policy, "ResolvedRefs="), told(of_service, "traffic.scaleup.dev/PolicyResolved=")];
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn a_plugin_that_is_not_there_is_told() {
+    let policy = |kind: &str, name: &str| {
+        json!({"kind": "TrafficPolicy", "metadata": {"namespace": "infra", "name": "p"}, "spec": {
+            "targetRefs": [{"kind": "Service", "name": "web"}], "policyRef": {"kind": kind, "name": name}}})
+    };
+    let service = json!({"kind": "Service", "spec": {"ports": [{"name": "http", "port": 80}]},
+        "metadata": {"namespace": "infra", "name": "annotated", "annotations": {"traffic.scaleup.dev/policy": "canary"}}});
+    let registry = std::sync::Arc::new(scaleup_plugins::Registry::default());
+    let mut compiler = world(&[policy("", "canary"), service]).with_plugins(registry.clone());
+    plugin(
+        &mut compiler,
+        ["ResolvedRefs=False/PluginNotFound", "traffic.scaleup.dev/PolicyResolved=False/PluginNotFound"],
+    );
+    let key = scaleup_plugins::PluginKey::namespaced("infra", "canary");
+    let slot = registry.slot(&key, scaleup_plugins::World::Routing);
+    slot.set_known(true);
+    plugin(
+        &mut compiler,
+        ["ResolvedRefs=False/PluginNotLoaded", "traffic.scaleup.dev/PolicyResolved=False/PluginNotLoaded"],
+    );
+    let plan = planned(&mut compiler, &report(&[]));
+    let told = status(&plan, Kind::TrafficPolicy).expect("a status").to_string();
+    assert!(told.contains("WasmPlugin infra/canary cannot decide yet: no module has been loaded yet"), "{told}");
+    assert!(told.contains(r#""type":"Accepted""#) && !told.contains("Conflicted"), "{told}");
+    // The other load balancer has it: this one leaves the condition alone.
+    let mut loaded = policy("", "canary");
+    loaded["status"] = json!({"ancestors": [{"ancestorRef": {"group": "", "kind": "Service", "name": "web"}, "controllerName": "scaleup.dev/gateway",
+        "conditions": [
+            {"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "observedGeneration": 0, "lastTransitionTime": "1970-01-01T00:00:00Z"},
+            {"type": "ResolvedRefs", "status": "True", "reason": "ResolvedRefs", "message": "WasmPlugin infra/canary", "observedGeneration": 0,
+             "lastTransitionTime": "1970-01-01T00:00:00Z"}]}]});
+    let mut compiler = world(&[loaded]).with_plugins(registry.clone());
+    assert_eq!(status(&planned(&mut compiler, &report(&[])), Kind::TrafficPolicy), None);
+    slot.set_known(false);
+    plugin(&mut compiler, ["ResolvedRefs=False/PluginNotFound", ""]);
+
+    let of_cluster = policy("ClusterWasmPlugin", "canary");
+    let mut compiler = world(&[of_cluster]).with_plugins(registry);
+    plugin(&mut compiler, ["ResolvedRefs=False/PluginNotFound", ""]);
+    let snapshot = compiler.snapshot();
+    let web = &snapshot.services[&super::ServiceKey::new("infra", "web")];
+    let key = web.ports[0].policy.plugin.as_ref().map(|plugin| plugin.key.clone());
+    assert_eq!(key, Some(scaleup_plugins::PluginKey::cluster("canary")));
+}
+
 #[test]
 fn an_ingress_has_our_address_while_its_port_is_bound() {
     let ingress = |ips: Value| {

@@ -14,6 +14,7 @@ use scaleup_api::gateway::{
     RouteGroupKind, RouteParentStatus, RouteStatus,
 };
 use scaleup_api::traffic::{PolicyAncestorStatus as TrafficAncestor, TargetRef, TrafficPolicy, TrafficPolicyStatus};
+use scaleup_plugins::Registry;
 use serde_json::{Value, json};
 
 use super::assemble::Shadowed;
@@ -26,7 +27,7 @@ use super::policies::{Policies, TargetKind, TargetOutcome};
 use super::references::Fault;
 use super::routes::HostPort;
 use super::unsaid::Unsaid;
-use super::{AppProtocol, addresses};
+use super::{AppProtocol, addresses, plugins};
 use crate::listeners::Report;
 
 /// What is claimed of the Gateway API, by the names of its conformance suite, sorted.
@@ -108,6 +109,7 @@ pub(super) struct Known<'a> {
     pub attached: &'a BTreeMap<ListenerId, i32>,
     pub shadowed: &'a BTreeMap<HostPort, Shadowed>,
     pub by_service: &'a BTreeMap<ObjectKey, BTreeSet<RouteKey>>,
+    pub plugins: &'a Registry,
     pub report: &'a Report,
     /// The own address.
     pub ip: &'a str,
@@ -139,6 +141,11 @@ pub(super) fn plan(known: Known<'_>, unsaid: &mut Unsaid) -> Plan {
     });
     traffic_policies(known, &mut plan);
     tls_policies(known, &mut plan);
+    for service in known.objects.services.values() {
+        if let Some(status) = plugins::of_service(service, known.plugins, known.now) {
+            plan.patch(Kind::Service, &service.metadata, status);
+        }
+    }
     plan
 }
 
@@ -438,13 +445,16 @@ fn traffic_policies(known: Known<'_>, plan: &mut Plan) {
             let conditions = before.map(|ancestor| ancestor.conditions.as_slice()).unwrap_or_default();
             let mut conditions = Conditions::new(conditions, generation, known.now);
             conditions.unless("Accepted", "Accepted", target_fault(known, key, outcome).as_ref());
+            if let Some(plugin) = &outcome.plugin {
+                plugins::resolved(&mut conditions, known.plugins, plugin);
+            }
             if let Some(fault) = without_effect(known, policy, &outcome.target) {
                 conditions.add("PartiallyInvalid", true, fault.reason, &fault.message);
             }
             ancestors.push(TrafficAncestor {
                 ancestor_ref: outcome.target.clone(),
                 controller_name: GATEWAY_CONTROLLER.to_owned(),
-                conditions: conditions.finish(&["Accepted", "PartiallyInvalid"]),
+                conditions: conditions.finish(&["Accepted", "ResolvedRefs", "PartiallyInvalid"]),
             });
         }
         if ancestors != current {
@@ -490,6 +500,7 @@ fn without_effect(known: Known<'_>, policy: &TrafficPolicy, target: &TargetRef) 
     let service = known.objects.services.get(&ObjectKey::new(namespace, &target.name))?;
     let sends = policy.spec.proxy_protocol.as_ref().is_some_and(|proxy| proxy.send.is_some());
     let encrypts = policy.spec.upstream_tls.is_some();
+    let chooses = policy.spec.policy_ref.is_some();
     let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     let targeted = ports.filter(|port| target.section_name.is_none() || target.section_name == port.name);
     let problems: Vec<String> = targeted
@@ -498,6 +509,9 @@ fn without_effect(known: Known<'_>, policy: &TrafficPolicy, target: &TargetRef) 
             match app_protocol(port) {
                 AppProtocol::Tcp if encrypts && !https => {
                     Some(format!("upstreamTls: port {number} passes bytes on; TLS is spoken by routes to it only"))
+                }
+                AppProtocol::Tcp if chooses && !https => {
+                    Some(format!("policyRef: port {number} passes bytes on; plugins choose endpoints for HTTP only"))
                 }
                 AppProtocol::Http | AppProtocol::H2c if sends => Some(format!(
                     "proxyProtocol.send: not for port {number}, whose connections carry the requests of many clients"

@@ -93,6 +93,7 @@ pub(crate) async fn run(
     let mut changes = all(&client);
     let mut progress = Progress::default();
     let mut status_due: Option<Instant> = None;
+    let mut plugins = hub.plugins().changes();
     loop {
         let first = tokio::select! {
             change = changes.next() => match change {
@@ -101,6 +102,11 @@ pub(crate) async fn run(
             },
             () = reported(&mut statuses) => {
                 compiler.reported();
+                status_due = sooner(status_due);
+                continue;
+            }
+            // Its sender is the hub's.
+            Ok(()) = plugins.changed() => {
                 status_due = sooner(status_due);
                 continue;
             }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::core::v1::{ObjectReference, Service};
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
@@ -75,6 +75,7 @@ fn resource(kind: Kind) -> Option<(ApiResource, bool)> {
         Kind::BackendTLSPolicy => (ApiResource::erase::<BackendTLSPolicy>(&()), true),
         Kind::TrafficPolicy => (ApiResource::erase::<TrafficPolicy>(&()), true),
         Kind::Ingress => (ApiResource::erase::<Ingress>(&()), true),
+        Kind::Service => (ApiResource::erase::<Service>(&()), true),
         _ => return None,
     })
 }

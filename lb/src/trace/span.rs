@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::context::{Context, hex};
 use crate::access::Description;
+use crate::plugin::Verdict;
 
 /// `SPAN_KIND_SERVER` and `SPAN_KIND_CLIENT`.
 const SERVER: u8 = 2;
@@ -28,6 +29,8 @@ pub(crate) struct Trace {
     pub end: SystemTime,
     /// `None`: the client left before it was told anything.
     pub status: Option<u16>,
+    /// What a plugin said about it.
+    pub verdict: Option<Verdict>,
     pub attempts: Vec<Attempt>,
 }
 
@@ -61,6 +64,10 @@ impl Trace {
         attributes.extend(request.user_agent.as_deref().map(|agent| text("user_agent.original", agent)));
         attributes.extend(self.route.as_deref().map(|route| text("http.route", route)));
         attributes.extend(self.rule.as_deref().map(|rule| text("scaleup.rule", rule)));
+        if let Some(Verdict { plugin, ruling, generation }) = &self.verdict {
+            attributes.extend([text("scaleup.plugin", plugin), text("scaleup.plugin.decision", ruling.name())]);
+            attributes.extend(generation.map(|generation| int("scaleup.plugin.generation", generation)));
+        }
         let failed = self.status.is_none_or(|status| status >= 500);
         attributes.extend(outcome(self.status, failed, "client_gone"));
         let name = match &self.route {
@@ -141,6 +148,7 @@ pub(crate) fn request(spans: &[Value]) -> Value {
 mod tests {
     use super::*;
     use crate::access::Wire;
+    use crate::plugin::Ruling;
     use std::time::Duration;
 
     #[test]
@@ -169,6 +177,7 @@ mod tests {
             start: at(1),
             end: at(9),
             status: Some(200),
+            verdict: Some(Verdict { plugin: "a/b".into(), ruling: Ruling::Pick, generation: Some(7) }),
             attempts: vec![attempt(4, 2, Some((at(3), None))), attempt(5, 4, None)],
         };
         let spans = trace.spans();
@@ -184,6 +193,7 @@ mod tests {
             assert!(span["attributes"].as_array().expect("a list").contains(&attribute), "{attribute} in {span:#}");
         };
         has(&spans[0], int("http.response.status_code", 200));
+        has(&spans[0], int("scaleup.plugin.generation", 7));
         has(&spans[0], text("network.protocol.version", "1.1"));
         for (span, failed) in [(&spans[1], true), (&spans[2], false)] {
             assert_eq!(span["parentSpanId"], spans[0]["spanId"]);

@@ -46,6 +46,11 @@ pub fn render(said: &Value) -> String {
         facts("policies", &rule["policies"]);
         facts("limits", &rule["limits"]);
     }
+    let plugin = &said["plugin"];
+    if plugin.is_object() {
+        let (name, decision) = (text(&plugin["name"]), text(&plugin["decision"]));
+        line("plugin", format!("{name} generation {}: {decision}", text(&plugin["generation"])));
+    }
     for near in items(&said["near"]) {
         line("near", format!("{}: {}", text(&near["rule"]), list(&near["why"])));
     }
@@ -78,6 +83,7 @@ mod tests {
         let said = json!({"request": "GET http://a:80/ from 192.0.2.1", "verdict": "It would be sent to 10.0.0.1:80.",
             "listener": "80/TCP for Gateway infra/public", "lost": [],
             "rule": {"name": "HTTPRoute shop/web rule 0", "path": "begins with /", "filters": [], "policies": ["shop/p"], "limits": []},
+            "plugin": {"name": "shop/canary", "generation": 3, "decision": "pick", "status": null},
             "near": [], "backends": [{"service": "shop/web:80", "share_percent": 75.0, "algorithm": "in turn", "policies": [],
                 "endpoints": [{"address": "10.0.0.1:80", "zone": null, "node": "n1\u{1b}[2J", "health": "healthy", "in_flight": 2, "chosen": true}]}]});
         let expected = "\
@@ -86,6 +92,7 @@ verdict    It would be sent to 10.0.0.1:80.
 listener   80/TCP for Gateway infra/public
 rule       HTTPRoute shop/web rule 0 (the path begins with /)
 policies   shop/p
+plugin     shop/canary generation 3: pick
 backend    shop/web:80 gets 75 %, endpoints in turn
            => 10.0.0.1:80 zone - node n1[2J: healthy, 2 in flight
 ";

@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use scaleup_api::gateway;
 use scaleup_api::names;
-use scaleup_api::traffic::{ProxyProtocol, TargetRef, Timeouts, TrafficPolicySpec, TrafficPolicyStatus, UpstreamTls};
+use scaleup_api::traffic::{
+    MAX_POLICY_HEADERS, PolicyRef, ProxyProtocol, TargetRef, Timeouts, TrafficPolicySpec, TrafficPolicyStatus,
+    UpstreamTls,
+};
 
 use super::custom::{SpecRules, StatusRules, conditions, count, duration, range};
 use super::field::{self, Errors, Path};
@@ -83,6 +86,22 @@ impl SpecRules for TrafficPolicySpec {
         if let Some(part) = &self.access_log {
             let at = at.child("accessLog");
             range(errors, &at.child("samplePercent"), part.sample_percent, 0, 100);
+        }
+        if let Some(part) = &self.policy_ref {
+            policy_ref(errors, &at.child("policyRef"), part);
+        }
+    }
+}
+
+fn policy_ref(errors: &mut Errors, at: &Path<'_>, part: &PolicyRef) {
+    if !part.kind.is_empty() {
+        field::one_of(errors, &at.child("kind"), &part.kind, &["WasmPlugin", "ClusterWasmPlugin"]);
+    }
+    text::required(errors, &at.child("name"), &part.name, MAX_NAME, names::dns1123_subdomain);
+    let list = at.child("headers");
+    if !count(errors, &list, part.headers.len(), 0, MAX_POLICY_HEADERS) {
+        for (i, name) in part.headers.iter().enumerate() {
+            field::format(errors, &list.index(i), name, text::token);
         }
     }
 }

@@ -36,7 +36,8 @@ fn everything_at_once_is_accepted_and_kept() {
          retries: {attempts: 0, retryOn: [5xx, Timeout], statuses: [429], perTryTimeout: 1s, backoff: 25ms, budgetPercent: 0, minPerSecond: 0}, hedging: {delay: 1ms, maxExtra: 4}, \
          circuitBreaker: {maxRequests: 1, maxConnections: 1, maxPerEndpoint: 1, maxRetries: 0}, queue: {maxDepth: 1, timeout: 1s, classes: [{name: gold, header: {name: X-Tier, value: gold}, pathPrefix: /pay}]}, \
          rateLimits: [{name: all, requests: 10}, {per: Header, header: X-Key, requests: 1, interval: 1m, burst: 5, shared: true}], timeouts: {request: 0s, connect: 2s}, limits: {maxRequestBodyBytes: 0}, \
-         proxyProtocol: {accept: true, trustedSources: [10.0.0.0/8], send: V2}, upstreamTls: {hostname: a.example, caConfigMap: ca, clientCertificateSecret: c}, accessLog: {samplePercent: 0}",
+         proxyProtocol: {accept: true, trustedSources: [10.0.0.0/8], send: V2}, upstreamTls: {hostname: a.example, caConfigMap: ca, clientCertificateSecret: c}, accessLog: {samplePercent: 0}, \
+         policyRef: {kind: ClusterWasmPlugin, name: canary, headers: [X-User, cookie]}",
     );
     let stored = create(RULES(), &text).expect("valid");
     assert_eq!(stored["spec"], yaml(&text)["spec"]);
@@ -225,6 +226,22 @@ fn connections() {
             "proxyProtocol.trustedSources[0]: Invalid value: \"10.0.0.1\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
         ],
     );
+}
+
+#[test]
+fn plugins() {
+    check("policyRef: {name: canary}", &[]);
+    check(
+        "policyRef: {kind: Plugin, headers: ['a b']}",
+        &[
+            "policyRef.kind: Unsupported value: \"Plugin\": supported values: \"ClusterWasmPlugin\", \"WasmPlugin\"",
+            "policyRef.name: Required value",
+            &format!("policyRef.headers[0]: Invalid value: \"a b\": {}", text::token("a b").expect_err("bad")),
+        ],
+    );
+    let many: Vec<String> = (0..33).map(|i| format!("h{i}")).collect();
+    let spec = format!("policyRef: {{name: a, headers: [{}]}}", many.join(", "));
+    check(&spec, &["policyRef.headers: Too many: 33: must have at most 32 items"]);
 }
 
 #[test]

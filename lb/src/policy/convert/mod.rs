@@ -2,6 +2,7 @@
 //! invalid is refused whole, with a message that names the field. Pure.
 
 mod endpoints;
+mod plugin;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -12,8 +13,10 @@ use std::sync::Arc;
 
 use scaleup_api::traffic::{TrafficPolicySpec, UpstreamTls};
 
+use super::PluginRef;
 use super::parts::{RequestPart, ServicePart};
 use crate::snapshot::ServiceKey;
+pub(crate) use plugin::annotated;
 pub(crate) use requests::default_retries;
 use values::{at_most, check, is_host};
 
@@ -28,6 +31,8 @@ pub(crate) struct Parsed {
     /// References are not followed yet.
     pub upstream_tls: Option<UpstreamTls>,
     pub accept_proxy: Option<Arc<[String]>>,
+    /// What it decides about depends on the target.
+    pub plugin: Option<Arc<PluginRef>>,
     /// Names of the fields that are set and about a Service's endpoints.
     pub endpoint_fields: Vec<&'static str>,
 }
@@ -64,6 +69,8 @@ pub(crate) fn parse(key: &ServiceKey, spec: &TrafficPolicySpec) -> Result<Parsed
     endpoint("timeouts.connect", spec.timeouts.as_ref().is_some_and(|timeouts| timeouts.connect.is_some()));
     endpoints::service(spec, &mut parsed.service)?;
     parsed.accept_proxy = accept_proxy(spec)?;
+    let plugin = spec.policy_ref.as_ref().map(|reference| plugin::of(&key.namespace, reference)).transpose()?;
+    parsed.plugin = plugin.map(Arc::new);
     if let Some(tls) = &spec.upstream_tls {
         let name = &tls.hostname;
         check(is_host(name), || format!("upstreamTls.hostname: {name:?} is not a host name"))?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::{Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 
 use super::answer::{Answer, effective_status};
 use super::head::Head;
@@ -19,8 +19,9 @@ use super::stream::{Reply, Stream, until_cancelled};
 use super::{Broke, copies, filters, hedge, http1, http2, websocket};
 use crate::access::{Flags, Wire};
 use crate::backend::{Backend, EndpointState, Tried};
-use crate::balance::session::{self, Chosen};
+use crate::balance::session::Chosen;
 use crate::balance::{self, Choice, Outcome, Permit, Refusal, affinity, may_retry};
+use crate::plugin::{self, Refused};
 use crate::proxy::attempt::{self, connector_id};
 use crate::proxy::filters::{Fields, Filters, Place};
 use crate::proxy::held::Unseen;
@@ -122,7 +123,8 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
         return refuse(None, stream, &head, StatusCode::NOT_FOUND, "no route matches this request");
     };
     let place = Place { https: context.target.is_tls(), port };
-    let Chosen { share: chosen, backend, session } = session::choose(&rule, &head, place.https, rand::random);
+    let (Chosen { share: chosen, backend, session }, asked) =
+        plugin::choose(&rule, &head, place.https, &context.worker.desk);
     let share = chosen.and_then(|index| rule.backends.get(index));
     let all = share.map_or(Filters::of_rule(&rule), |share| Filters::of_share(&rule, share));
     if !all.is_empty()
@@ -142,7 +144,7 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
             "the route's backend does not exist",
         );
     };
-    let record = Record::start(context.worker.clone(), rule.clone(), backend, session);
+    let record = Record::start(context.worker.clone(), rule.clone(), backend, (session, asked));
     admit(context, stream, &mut head, &record, (index, share, all, place)).await;
     if record.wants_description() {
         record.describe(&head, context.wire());
@@ -164,6 +166,9 @@ async fn admit(
         && length > limit
     {
         return give(Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"), stream, head, record);
+    }
+    if let Some(refused) = record.refusal() {
+        return fail(Failure::Refused(refused), stream, head, record);
     }
     // Limits come before the head is changed; waiting ends when the client cancels.
     let entered = until_cancelled(&mut stream.respond, balance::enter(rule, &record.backend, head)).await;
@@ -226,7 +231,7 @@ async fn attempts(
     let mut failure = Failure::NoEndpoints;
     let mut retries = 0;
     for attempt in 0..MAX_ATTEMPTS {
-        let Some((index, endpoint)) = backend.choose(choice, tried) else { break };
+        let Some((index, endpoint)) = record.choose(choice, tried).map_err(Failure::Refused)? else { break };
         if attempt > 0 {
             add(&stats.retries, 1);
         }
@@ -373,9 +378,10 @@ impl Job<'_> {
 }
 
 /// Why a request got no complete response.
-#[derive(Clone, Copy)]
 enum Failure {
     NoEndpoints,
+    /// By a plugin.
+    Refused(Box<Refused>),
     /// Said by the part that opens connections.
     Connect(attempt::Failure),
     /// A WebSocket for endpoints that speak HTTP/2.
@@ -394,6 +400,7 @@ impl Failure {
     fn status_and_text(self) -> (StatusCode, &'static str) {
         match self {
             Self::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, "has no ready endpoints"),
+            Self::Refused(refused) => (refused.status, "is not asked: its plugin refuses the request"),
             Self::NoTunnel => {
                 let text = "speaks HTTP/2: for WebSockets its port's appProtocol must be kubernetes.io/ws or http";
                 (StatusCode::NOT_IMPLEMENTED, text)
@@ -426,14 +433,29 @@ fn fail(failure: Failure, stream: &mut Stream, head: &Head, record: &Record) {
     if let Failure::Request(Broke::TooLarge) = failure {
         return give(Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"), stream, head, record);
     }
-    let (status, text) = failure.status_and_text();
+    if let Failure::Refused(refused) = failure {
+        record.flag(Flags::PLUGIN_REFUSED);
+        return give(refused_by_plugin(*refused), stream, head, record);
+    }
     record.flag(match failure {
         Failure::NoEndpoints => Flags::NO_ENDPOINT,
         Failure::Connect(failure) => failure.flags(),
         Failure::ResponseTimeout | Failure::RequestTimeout => Flags::UPSTREAM_FAILED.with(Flags::TIMEOUT),
         _ => Flags::UPSTREAM_FAILED,
     });
+    let (status, text) = failure.status_and_text();
     give(Answer::new(status, &format!("service {} {text}", record.backend.service)), stream, head, record);
+}
+
+/// What a plugin says to a client.
+fn refused_by_plugin(refused: Refused) -> Answer {
+    let mut answer = Answer { text: refused.text, ..Answer::new(refused.status, "") };
+    for header in &refused.headers {
+        if let (Ok(name), Ok(value)) = (header.name.parse::<HeaderName>(), HeaderValue::from_str(&header.value)) {
+            answer.fields.append(name, value);
+        }
+    }
+    answer
 }
 
 fn give(answer: Answer, stream: &mut Stream, head: &Head, record: &Record) {

@@ -96,7 +96,7 @@ async fn run(
                 // Without a place in the budget a later one may have it.
                 let may = balance::may_hedge(&record.rule, count);
                 count += 1;
-                if may && let Some((index, rival)) = record.backend.choose(choice, tried) {
+                if may && let Ok(Some((index, rival))) = record.choose(choice, tried) {
                     tried.insert(index);
                     add(&record.backend.stats.shard(worker.index).retries, 1);
                     asked.push(ask(job, rival.clone(), Instant::now(), true));
