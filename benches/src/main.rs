@@ -43,6 +43,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("proxy-tcp", |quick| Box::pin(proxy::l4::all(quick))),
     ("proxy-sni", |quick| Box::pin(proxy::l4::names(quick))),
     ("proxy-change", |quick| Box::pin(proxy::change::all(quick))),
+    ("proxy-plugin", |quick| Box::pin(proxy::plugin::all(quick))),
     ("plugins", |quick| Box::pin(plugins::all(quick))),
 ];
 

@@ -2,13 +2,14 @@
 //!
 //! All three have one worker per core, keep connections to the backends open, set the same headers and write no access
 //! log. [`l7`] is HTTP/1.1 with wrk, [`edge`] TLS, HTTP/2 and many routes with h2load, [`l4`] TCP, plain and by server name, [`change`] how
-//! fast a change of endpoints takes effect.
+//! fast a change of endpoints takes effect, [`plugin`] what a routing plugin costs.
 
 pub mod change;
 pub mod edge;
 mod fleet;
 pub mod l4;
 pub mod l7;
+pub mod plugin;
 
 use std::ops::Range;
 

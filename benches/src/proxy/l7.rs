@@ -12,12 +12,13 @@ use crate::peers::Peer;
 /// Connections that wrk keeps open.
 const CONNECTIONS: usize = 64;
 /// Rounds; the three take turns, so that a slow spell of the machine hits all. The one with the least CPU counts.
-const ROUNDS: usize = 5;
+pub const ROUNDS: usize = 5;
 
-struct Measured {
-    rate: f64,
-    p99_ms: f64,
-    cpu_us: f64,
+/// What wrk saw, and what it cost the proxy.
+pub struct Measured {
+    pub rate: f64,
+    pub p99_ms: f64,
+    pub cpu_us: f64,
 }
 
 /// The whole comparison.
@@ -54,7 +55,8 @@ pub async fn all(quick: bool) -> Result<()> {
     Ok(())
 }
 
-async fn wrk(port: u16, pids: &[u32], seconds: u64) -> Result<Measured> {
+/// Measures the proxy on a port, whose processes these are.
+pub async fn wrk(port: u16, pids: &[u32], seconds: u64) -> Result<Measured> {
     let dir = tempfile::tempdir()?;
     let script = dir.path().join("report.lua");
     let report = "done = function(s, l, r) io.write(string.format('JSON {\"n\":%d,\"us\":%d,\"p99\":%d,\"bad\":%d}\\n', \

@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn every_kind_with_a_status_of_ours_can_be_written() {
         let written = Kind::ALL.iter().filter(|kind| resource(**kind).is_some()).count();
-        assert_eq!(written, 10);
+        assert_eq!(written, 11);
         let (class, namespaced) = resource(Kind::GatewayClass).expect("written");
         assert_eq!((class.plural.as_str(), namespaced), ("gatewayclasses", false));
     }
