@@ -8,10 +8,10 @@ use libtest_mimic::Trial;
 use scaleup_lb::policy::{PluginRef, RequestPolicy, ServicePolicy};
 use scaleup_plugins::{Registry, Rollout};
 
-use crate::decisions::bound;
+use crate::decisions::{bound, in_order};
 use crate::guests::*;
 use crate::routed::{Routed, Setup, governed};
-use crate::scripted::{Scripted, addrs, lab as plain, until, with};
+use crate::scripted::{addrs, until, with};
 use crate::support::*;
 use crate::trial;
 
@@ -25,7 +25,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 async fn what_was_served_goes_on_until_the_module_is_there() {
-    let (endpoints, registry) = (Scripted::several::<2>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<2>().await, Arc::new(Registry::default()));
     let addrs = addrs(&endpoints);
     let lab = Lab::start("http", &addrs, |config| config.plugins = registry.clone()).await;
     let mut client = Client::connect(lab.addr).await;
@@ -51,7 +51,7 @@ async fn what_was_served_goes_on_until_the_module_is_there() {
 }
 
 async fn a_route_keeps_its_plugin_until_the_next_is_there() {
-    let (endpoints, registry) = (Scripted::several::<2>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<2>().await, Arc::new(Registry::default()));
     let setup = |prefix: &str, name: &str| {
         let plugin = Arc::new(PluginRef { whole_rule: true, ..PluginRef::clone(&wanted(name, &[])) });
         let policy = RequestPolicy { plugin: Some(plugin), ..RequestPolicy::default() };
@@ -77,7 +77,7 @@ async fn a_route_keeps_its_plugin_until_the_next_is_there() {
 
 async fn reloads_under_load_fail_no_request() {
     const RELOADS: u64 = 30;
-    let (endpoints, registry) = (Scripted::several::<2>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<2>().await, Arc::new(Registry::default()));
     let slot = publish(&registry, "p", 1, &picks(0), None).await;
     let lab = crate::decisions::lab(&endpoints, &registry, &[]).await;
     let (addr, over) = (lab.addr, Arc::new(AtomicBool::new(false)));
@@ -117,7 +117,7 @@ async fn reloads_under_load_fail_no_request() {
 }
 
 async fn a_candidate_takes_its_share_and_a_shadow_none() {
-    let (endpoints, registry) = (Scripted::several::<2>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<2>().await, Arc::new(Registry::default()));
     let slot = publish(&registry, "p", 1, &picks(0), None).await;
     let lab = crate::decisions::lab(&endpoints, &registry, &[]).await;
     let shadow = generation("p", 2, &picks(1), None).await;
@@ -133,6 +133,4 @@ async fn a_candidate_takes_its_share_and_a_shadow_none() {
     }
     assert_eq!((endpoints[0].served(), endpoints[1].served()), (240, 60));
     lab.stop().await;
-    let plain = plain(&endpoints, ServicePolicy::default(), RequestPolicy::default()).await;
-    plain.stop().await;
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use hyper::StatusCode;
 use libtest_mimic::Trial;
@@ -35,6 +34,16 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
+/// Endpoints whose names are in the order in which plugins see them: that of their addresses.
+pub async fn in_order<const N: usize>() -> [Scripted; N] {
+    loop {
+        let endpoints = Scripted::several::<N>().await;
+        if endpoints.is_sorted_by_key(|endpoint| endpoint.addr) {
+            return endpoints;
+        }
+    }
+}
+
 /// Endpoints in turn, unless the plugin says otherwise.
 pub fn bound(plugin: &Arc<PluginRef>) -> ServicePolicy {
     let algorithm = Some(Algorithm::RoundRobin);
@@ -54,7 +63,7 @@ pub fn served(endpoints: &[Scripted]) -> Vec<u64> {
 }
 
 async fn a_pick_is_where_a_request_goes() {
-    let (endpoints, registry) = (Scripted::several::<3>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<3>().await, Arc::new(Registry::default()));
     publish(&registry, "p", 1, &picks(1), None).await;
     let lab = lab(&endpoints, &registry, &[]).await;
     let mut client = Client::connect(lab.addr).await;
@@ -70,7 +79,7 @@ async fn a_pick_is_where_a_request_goes() {
 }
 
 async fn a_new_generation_decides_at_once() {
-    let (endpoints, registry) = (Scripted::several::<3>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<3>().await, Arc::new(Registry::default()));
     let slot = publish(&registry, "p", 1, &picks(0), None).await;
     let lab = lab(&endpoints, &registry, &[]).await;
     let mut client = Client::connect(lab.addr).await;
@@ -83,7 +92,7 @@ async fn a_new_generation_decides_at_once() {
 }
 
 async fn default_is_the_built_in_policy() {
-    let (endpoints, registry) = (Scripted::several::<3>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<3>().await, Arc::new(Registry::default()));
     publish(&registry, "p", 1, &says_default(), None).await;
     let lab = lab(&endpoints, &registry, &[]).await;
     let mut client = Client::connect(lab.addr).await;
@@ -95,7 +104,7 @@ async fn default_is_the_built_in_policy() {
 }
 
 async fn a_rejection_is_the_answer_in_both_versions() {
-    let (endpoints, registry) = (Scripted::several::<1>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<1>().await, Arc::new(Registry::default()));
     publish(&registry, "p", 1, &rejects(429, "x-why", "too much"), None).await;
     let lab = lab(&endpoints, &registry, &[]).await;
     let mut client = Client::connect(lab.addr).await;
@@ -119,7 +128,7 @@ async fn a_rejection_is_the_answer_in_both_versions() {
 }
 
 async fn headers_are_seen_that_were_selected() {
-    let (endpoints, registry) = (Scripted::several::<3>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<3>().await, Arc::new(Registry::default()));
     publish(&registry, "p", 1, &counts_headers(), None).await;
     let lab = lab(&endpoints, &registry, &["x-a", "x-b"]).await;
     let ask = async |headers: &[(&str, &str)]| crate::scripted::get_from(&lab, crate::scripted::HERE, headers).await.2;
@@ -130,7 +139,7 @@ async fn headers_are_seen_that_were_selected() {
 }
 
 async fn a_plugin_of_a_route_chooses_among_all_backends() {
-    let (endpoints, registry) = (Scripted::several::<3>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<3>().await, Arc::new(Registry::default()));
     publish(&registry, "p", 1, &picks(2), None).await;
     let plugin = |whole_rule| Arc::new(PluginRef { whole_rule, ..PluginRef::clone(&wanted("p", &[])) });
     let setup = |whole_rule| {
@@ -159,7 +168,7 @@ async fn a_plugin_of_a_route_chooses_among_all_backends() {
 }
 
 async fn an_endpoint_that_is_not_well_is_not_used_for_a_pick() {
-    let (endpoints, registry) = (Scripted::several::<3>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<3>().await, Arc::new(Registry::default()));
     publish(&registry, "p", 1, &picks(0), None).await;
     let lab = lab(&endpoints, &registry, &[]).await;
     let mut client = Client::connect(lab.addr).await;
@@ -175,7 +184,7 @@ async fn an_endpoint_that_is_not_well_is_not_used_for_a_pick() {
 }
 
 async fn a_decision_is_told_in_log_metrics_and_explanation() {
-    let (endpoints, registry) = (Scripted::several::<2>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<2>().await, Arc::new(Registry::default()));
     publish(&registry, "p", 7, &picks(1), None).await;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("access.log");
@@ -220,5 +229,4 @@ async fn a_decision_is_told_in_log_metrics_and_explanation() {
     assert_eq!(told(line("/picked")), r#""shop/p" 7 "pick" []"#);
     assert_eq!(told(line("/rejected")), r#""shop/p" 8 "reject" ["plugin_refused"]"#);
     assert_eq!((endpoints[0].served(), endpoints[1].script.served.load(Relaxed)), (0, 1));
-    tokio::time::sleep(Duration::ZERO).await;
 }

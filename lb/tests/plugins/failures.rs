@@ -9,11 +9,11 @@ use scaleup_lb::policy::RequestPolicy;
 use scaleup_plugins::testing::Guest;
 use scaleup_plugins::{Class, FailurePolicy, OnFailure, Registry};
 
-use crate::decisions::{bound, lab, served};
+use crate::decisions::{bound, in_order, lab, served};
 use crate::guests::*;
 use crate::h2_support::H2Client;
 use crate::routed::{Routed, Setup, governed, rule};
-use crate::scripted::{Scripted, addrs};
+use crate::scripted::addrs;
 use crate::support::*;
 use crate::trial;
 
@@ -47,7 +47,7 @@ async fn each_failure_is_dealt_with_as_its_policy_says() {
         (Class::InvalidOutput, picks(3), None),
     ];
     for (class, guest, time) in failing {
-        let (endpoints, registry) = (Scripted::several::<3>().await, Arc::new(Registry::default()));
+        let (endpoints, registry) = (in_order::<3>().await, Arc::new(Registry::default()));
         let slot = publish(&registry, "p", 1, &guest, time).await;
         slot.set_failure(only(class, OnFailure::Refuse));
         let lab = lab(&endpoints, &registry, &[]).await;
@@ -77,22 +77,24 @@ async fn each_failure_is_dealt_with_as_its_policy_says() {
 }
 
 async fn a_plugin_that_is_not_there_refuses_or_does_not() {
-    let (endpoints, registry) = (Scripted::several::<1>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<1>().await, Arc::new(Registry::default()));
     let slot = registry.slot(&plugin_key("p"), scaleup_plugins::World::Routing);
-    let lab = lab(&endpoints, &registry, &[]).await;
-    let mut client = Client::connect(lab.addr).await;
-    assert_eq!(client.get("/").await.0, StatusCode::SERVICE_UNAVAILABLE, "nothing is known of it yet");
+    // Nothing was served before that could go on.
+    let setup = Setup::default().service_with("web", &addrs(&endpoints), bound(&wanted("p", &[])));
+    let setup = setup.rules(vec![rule("/", "web")]);
+    let lab = Routed::configured(&setup, |config| config.plugins = registry.clone()).await;
+    assert_eq!(lab.get("/").await.status, 503, "nothing is known of it yet");
     slot.set_failure(only(Class::Fetch, OnFailure::BuiltIn));
-    assert_eq!(client.get("/").await.0, StatusCode::OK);
+    assert_eq!(lab.get("/").await.status, 200);
     slot.policy.set_absent(Class::Compile, "it does not compile");
-    assert_eq!(client.get("/").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(lab.get("/").await.status, 503);
     slot.set_failure(only(Class::Compile, OnFailure::BuiltIn));
-    assert_eq!(client.get("/").await.0, StatusCode::OK);
+    assert_eq!(lab.get("/").await.status, 200);
     lab.stop().await;
 }
 
 async fn traps_now_and_then_cost_no_request() {
-    let (endpoints, registry) = (Scripted::several::<2>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<2>().await, Arc::new(Registry::default()));
     let slot = publish(&registry, "p", 1, &traps_every(5), None).await;
     let lab = lab(&endpoints, &registry, &[]).await;
     let mut client = Client::connect(lab.addr).await;
@@ -105,7 +107,7 @@ async fn traps_now_and_then_cost_no_request() {
 }
 
 async fn others_do_not_notice_a_loop() {
-    let (endpoints, registry) = (Scripted::several::<2>().await, Arc::new(Registry::default()));
+    let (endpoints, registry) = (in_order::<2>().await, Arc::new(Registry::default()));
     publish(&registry, "p", 1, &loops(), Some(Duration::from_millis(2))).await;
     let addrs = addrs(&endpoints);
     let setup = Setup::default()
