@@ -39,6 +39,7 @@ pub(crate) struct Desk {
     thread: usize,
     /// Decisions are counted.
     counts: bool,
+    #[allow(clippy::vec_box, reason = "a sheet goes from request to request as it is")]
     spare: RefCell<Vec<Box<Sheet>>>,
 }
 

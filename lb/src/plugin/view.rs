@@ -36,10 +36,13 @@ pub(super) struct Offer {
     start: usize,
 }
 
-/// Zones by name and region.
+/// Name and region of a zone.
+type ZoneKey = (Option<Arc<str>>, Option<Arc<str>>);
+
+/// Zones and their positions.
 #[derive(Default)]
 struct Zones {
-    known: HashMap<(Option<Arc<str>>, Option<Arc<str>>), u32>,
+    known: HashMap<ZoneKey, u32>,
     list: Vec<Zone>,
 }
 
