@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
 use wasmtime::Store;
 use wasmtime::component::InstancePre;
 
 use crate::imports::Data;
 use crate::metadata::Metadata;
 use crate::routing::Topology;
-use crate::{World, admission, bindings, pricing, routing, scaling, scheduling};
+use crate::{Case, World, admission, bindings, pricing, routing, scaling, scheduling};
 
 /// One line per world: variant, its module in the bindings, its type there.
 macro_rules! worlds {
@@ -60,7 +61,7 @@ worlds! {
 
 /// Something to decide.
 pub(crate) trait Question {
-    type Answer: PartialEq;
+    type Answer: PartialEq + Serialize;
 
     const WORLD: World;
 
@@ -71,6 +72,9 @@ pub(crate) trait Question {
 
     /// Asks an instance; `None` if it is one of another world.
     fn ask(&self, calls: &Calls, store: &mut Store<Data>) -> Option<wasmtime::Result<Self::Answer>>;
+
+    /// A copy of it, to be recorded.
+    fn case(&self) -> Case;
 
     /// What is wrong with an answer.
     fn check(&self, answer: &Self::Answer) -> Result<(), String>;
@@ -93,6 +97,10 @@ impl Question for Route<'_> {
         Some(guest.scaleup_policy_router().call_route(store, self.0))
     }
 
+    fn case(&self) -> Case {
+        Case::Routing(Box::new(self.0.clone()), self.1.clone())
+    }
+
     fn check(&self, answer: &Self::Answer) -> Result<(), String> {
         answer.check(self.0.endpoints.len())
     }
@@ -109,6 +117,10 @@ macro_rules! questions {
             fn ask(&self, calls: &Calls, store: &mut Store<Data>) -> Option<wasmtime::Result<Self::Answer>> {
                 let Calls::$variant(guest) = calls else { return None };
                 Some(guest.$interface().$call(store, self))
+            }
+
+            fn case(&self) -> Case {
+                Case::$variant(Box::new(self.clone()))
             }
 
             fn check(&self, $answer: &Self::Answer) -> Result<(), String> {

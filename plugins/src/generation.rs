@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use crate::breaker::{Breaker, BreakerState};
 use crate::call::Question;
 use crate::clock::Lease;
-use crate::imports::{Counters, Log, Shared, State};
+use crate::imports::{Counters, Log, Read, Shared, State};
 use crate::instance::Instance;
 use crate::module::Module;
 use crate::stats::{Statistics, Stats};
@@ -144,17 +144,36 @@ impl Generation {
         (log.written_total, log.dropped_total)
     }
 
-    /// Asks an instance, on this thread.
-    pub(crate) fn call<Q: Question>(&self, question: &Q, thread: usize) -> Result<Q::Answer, Failure> {
+    /// Asks an instance, on this thread. With `reads`, what it read of the state is put there; `None` if that is too much to be told.
+    pub(crate) fn call<Q: Question>(
+        &self,
+        question: &Q,
+        thread: usize,
+        reads: Option<&mut Option<Vec<Read>>>,
+    ) -> Result<Q::Answer, Failure> {
         let began = Instant::now();
-        let (result, fuel, memory) = self.ask(question, thread);
+        let (result, fuel, memory) = self.ask(question, thread, reads);
         let error = result.as_ref().err().map(|failure| failure.class);
         self.stats.record(thread, began.elapsed(), fuel, memory, error);
         result
     }
 
     /// The answer, instructions executed, and bytes of memory.
-    fn ask<Q: Question>(&self, question: &Q, thread: usize) -> (Result<Q::Answer, Failure>, u64, u64) {
+    fn ask<Q: Question>(
+        &self,
+        question: &Q,
+        thread: usize,
+        reads: Option<&mut Option<Vec<Read>>>,
+    ) -> (Result<Q::Answer, Failure>, u64, u64) {
+        let ask = |instance: &mut Instance| match reads {
+            None => instance.ask(question, &self.limits),
+            Some(reads) => {
+                instance.trace();
+                let answer = instance.ask(question, &self.limits);
+                *reads = instance.traced();
+                answer
+            }
+        };
         let own = thread % self.places.len().max(1);
         let (before, after) = self.places.split_at(own);
         for place in after.iter().chain(before) {
@@ -166,7 +185,7 @@ impl Generation {
                     Err(failure) => return (Err(failure), 0, 0),
                 },
             };
-            let (answer, memory) = (instance.ask(question, &self.limits), instance.memory());
+            let (answer, memory) = (ask(instance), instance.memory());
             if answer.is_err() {
                 *place = None;
             }
@@ -174,7 +193,7 @@ impl Generation {
         }
         match Instance::start(&self.module, &self.shared, &self.limits) {
             Ok(mut instance) => {
-                let answer = instance.ask(question, &self.limits);
+                let answer = ask(&mut instance);
                 (answer, instance.fuel_used(&self.limits), instance.memory())
             }
             Err(failure) => (Err(failure), 0, 0),

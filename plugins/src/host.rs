@@ -164,7 +164,7 @@ impl Host {
         let mut module = Module::link(world, &component, &linker, digest, size, limits)?;
         let _clock = self.clock();
         let limits = Limits { output_bytes: METADATA_BYTES, ..limits.clone() };
-        let described = Instance::start(&module, &unused(&limits, "{}"), &limits)
+        let described = Instance::start(&module, &alone("{}", State::new(&limits)), &limits)
             .and_then(|mut instance| instance.metadata(&limits));
         module.metadata = described.map_err(|failure| match failure.message.contains("type mismatch") {
             true => CompileError::WrongWorld { world, why: failure.message.to_string() },
@@ -179,10 +179,10 @@ impl Host {
 }
 
 /// What an instance shares that is started for itself alone.
-pub(crate) fn unused(limits: &Limits, config: &str) -> Arc<Shared> {
+pub(crate) fn alone(config: &str, state: State) -> Arc<Shared> {
     Arc::new(Shared {
         config: config.into(),
-        state: Arc::new(State::new(limits)),
+        state: Arc::new(state),
         counters: Arc::new(Counters::default()),
         log: Mutex::new(Log::new("".into())),
     })

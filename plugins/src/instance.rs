@@ -7,7 +7,7 @@ use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use crate::call::{Calls, Question};
 use crate::clock::ticks;
-use crate::imports::{Data, Meter, Shared};
+use crate::imports::{Data, Meter, Read, Shared, Trace};
 use crate::metadata::Metadata;
 use crate::module::Module;
 use crate::{Class, Failure, Limits, Mode};
@@ -24,7 +24,8 @@ pub(crate) struct Instance {
 impl Instance {
     /// Starts it. What it executes while starting counts as part of the first call where fuel is counted.
     pub fn start(module: &Module, shared: &Arc<Shared>, limits: &Limits) -> Result<Self, Failure> {
-        let data = Data { shared: shared.clone(), topology: module.no_topology(), meter: Meter::new(limits) };
+        let data =
+            Data { shared: shared.clone(), topology: module.no_topology(), trace: None, meter: Meter::new(limits) };
         let mut store = Store::new(module.engine(), data);
         store.limiter(|data| &mut data.meter);
         store.set_hostcall_fuel(limits.output_bytes);
@@ -51,6 +52,16 @@ impl Instance {
             .map_err(|error| failure(&error, "deciding"))?;
         question.check(&answer).map_err(|wrong| Failure::new(Class::InvalidOutput, wrong))?;
         Ok(answer)
+    }
+
+    /// From now on it is noted what the call reads of the state.
+    pub fn trace(&mut self) {
+        self.store.data_mut().trace = Some(Trace::default());
+    }
+
+    /// What was noted.
+    pub fn traced(&mut self) -> Option<Vec<Read>> {
+        self.store.data_mut().trace.take().and_then(Trace::finish)
     }
 
     /// What it says of itself.

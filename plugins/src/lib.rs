@@ -25,14 +25,21 @@
 //! beginning.
 //!
 //! A [`Registry`] is where both sides meet: [`Registry::slot`] gives the [`Slot`] of a plugin's name, loaded or not.
+//!
+//! # For replay
+//! [`Slot::set_recording`] keeps a sample of decisions, without personal data; [`Slot::records`] gives them. [`Host::replay`] asks a component
+//! again what a [`Record`] says was asked.
 
 mod bindings;
 mod breaker;
 mod call;
+mod case;
 mod check;
 mod clock;
 mod compile;
 mod detect;
+mod difference;
+mod encode;
 mod engine;
 mod error;
 mod generation;
@@ -44,6 +51,7 @@ mod metrics;
 mod module;
 mod policy;
 mod probe;
+mod record;
 mod registry;
 mod stats;
 mod world;
@@ -58,8 +66,11 @@ pub mod scheduling;
 pub mod testing;
 
 pub use breaker::BreakerState;
+pub use case::Case;
 pub use compile::{Compiler, SUBCOMMAND, child::main as compile_child};
 pub use detect::world_of;
+pub use difference::{Difference, MAX_DIFFERENCES, differences};
+pub use encode::component;
 pub use engine::Pool;
 pub use error::{Class, CompileError, Failure, FailurePolicy, OnFailure};
 pub use generation::{Generation, Setup};
@@ -73,6 +84,7 @@ pub use metrics::Metrics;
 pub use module::{Digest, Module};
 pub use policy::{Decided, Generations, Policy, Rollout, WrongWorld};
 pub use probe::ExampleError;
+pub use record::{MAX_RECORDS, Outcome, Record, RecordError, Recording};
 pub use registry::{PluginKey, Registry, Slot};
 pub use stats::{Histogram, Statistics};
 pub use world::{Mode, VERSION, World};

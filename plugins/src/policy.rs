@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::breaker::{BreakerState, Leave};
 use crate::call::{Question, Route};
 use crate::generation::Generation;
+use crate::record::Recorder;
 use crate::routing::Topology;
 use crate::{Class, Failure, World, admission, pricing, routing, scaling, scheduling};
 
@@ -68,6 +69,7 @@ pub struct Policy {
     /// Held while generations are changed.
     changing: Mutex<()>,
     turn: AtomicU64,
+    pub(crate) recorder: Recorder,
 }
 
 impl Policy {
@@ -81,6 +83,7 @@ impl Policy {
             generations: ArcSwap::from_pointee(none),
             changing: Mutex::new(()),
             turn: AtomicU64::new(0),
+            recorder: Recorder::default(),
         }
     }
 
@@ -236,18 +239,19 @@ impl Policy {
 
     fn decide<Q: Question>(&self, question: &Q, thread: usize, now: Instant) -> Result<Decided<Q::Answer>, Failure> {
         let all = self.generations.load();
+        let record = self.recorder.wants();
         if let Some((candidate, Rollout::Canary(percent))) = &all.candidate
             && self.turn.fetch_add(1, Relaxed) % 100 < u64::from(*percent)
-            && let Ok(decided) = self.ask(candidate, question, thread, now)
+            && let Ok(decided) = self.ask(candidate, question, thread, now, record)
         {
             return Ok(decided);
         }
         let decided = match &all.active {
-            Some(active) => self.ask(active, question, thread, now),
+            Some(active) => self.ask(active, question, thread, now, record),
             None => Err(all.absent.clone()),
         };
         if let Some((candidate, Rollout::Shadow)) = &all.candidate
-            && let Ok(shadow) = self.ask(candidate, question, thread, now)
+            && let Ok(shadow) = self.ask(candidate, question, thread, now, false)
             && decided.as_ref().is_ok_and(|decided| decided.answer != shadow.answer)
         {
             candidate.differs();
@@ -261,11 +265,14 @@ impl Policy {
         question: &Q,
         thread: usize,
         now: Instant,
+        record: bool,
     ) -> Result<Decided<Q::Answer>, Failure> {
         if let Leave::Skip(class) = generation.breaker.leave(now) {
             return Err(Failure { skipped: true, ..Failure::new(class, "it failed too often and is given a rest") });
         }
-        match generation.call(question, thread) {
+        let result =
+            if record { self.recorded(generation, question, thread) } else { generation.call(question, thread, None) };
+        match result {
             Ok(answer) => {
                 generation.breaker.succeeded();
                 Ok(Decided { answer, generation: generation.number() })
@@ -277,6 +284,21 @@ impl Policy {
                 Err(failure)
             }
         }
+    }
+
+    #[cold]
+    fn recorded<Q: Question>(
+        &self,
+        generation: &Arc<Generation>,
+        question: &Q,
+        thread: usize,
+    ) -> Result<Q::Answer, Failure> {
+        let mut reads = None;
+        let result = generation.call(question, thread, Some(&mut reads));
+        if let Some(reads) = reads {
+            self.recorder.keep(generation, question.case(), reads, &result);
+        }
+        result
     }
 
     /// A generation keeps failing: a candidate is taken out, the active one gives way to the one before. If there is none, it is given a

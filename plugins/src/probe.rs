@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::call::{Question, Route};
-use crate::host::unused;
+use crate::difference::differences;
+use crate::host::alone;
+use crate::imports::{Shared, State};
 use crate::instance::Instance;
 use crate::metadata::Example;
 use crate::module::Module;
-use crate::routing::Case;
-use crate::{Class, Failure, Host, Limits, World, admission, pricing, scaling, scheduling};
+use crate::{Case, Class, Failure, Host, Limits};
 
 /// Why an example does not hold.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -39,26 +39,35 @@ pub enum ExampleError {
 }
 
 impl Host {
-    /// Runs one example in a fresh instance: what the answer is, in JSON. Blocks. For replay, too.
+    /// Runs one example in a fresh instance: what the answer is, in JSON. Blocks.
     ///
     /// # Errors
     /// If the input cannot be read, or there is no answer.
     pub fn answer(&self, module: &Module, config: &str, input: &str, limits: &Limits) -> Result<Value, ExampleError> {
+        let case = Case::read(module.world(), input).map_err(|why| ExampleError::Unreadable { part: "input", why })?;
+        self.answer_to(module, config, &case, State::new(limits), limits)
+    }
+
+    /// The answer to a case in a fresh instance with this state, in JSON. Blocks. For replay, too.
+    ///
+    /// # Errors
+    /// If the configuration is no JSON, or there is no answer.
+    pub fn answer_to(
+        &self,
+        module: &Module,
+        config: &str,
+        case: &Case,
+        state: State,
+        limits: &Limits,
+    ) -> Result<Value, ExampleError> {
         serde_json::from_str::<Value>(config).map_err(|error| unreadable("config", &error))?;
-        let one = One { host: self, module, config, limits };
-        match module.world() {
-            World::Routing => {
-                let case: Case = read("input", input)?;
-                one.ask(&Route(&case.input, &Arc::new(case.topology)))
-            }
-            World::Admission => one.ask(&read::<admission::Input>("input", input)?),
-            World::Scheduling => {
-                let input: scheduling::Input = read("input", input)?;
-                input.check().map_err(|why| ExampleError::Unreadable { part: "input", why })?;
-                one.ask(&input)
-            }
-            World::Scaling => one.ask(&read::<scaling::Input>("input", input)?),
-            World::Pricing => one.ask(&read::<pricing::Input>("input", input)?),
+        let one = One { host: self, module, shared: alone(config, state), limits };
+        match case {
+            Case::Routing(input, topology) => one.ask(&Route(input, topology)),
+            Case::Admission(input) => one.ask(&**input),
+            Case::Scheduling(input) => one.ask(&**input),
+            Case::Scaling(input) => one.ask(&**input),
+            Case::Pricing(input) => one.ask(&**input),
         }
     }
 
@@ -69,8 +78,8 @@ impl Host {
     pub fn probe(&self, module: &Module, example: &Example, limits: &Limits) -> Result<(), ExampleError> {
         let expected: Value = read("expected", &example.expected)?;
         let answer = self.answer(module, &example.config, &example.input, limits)?;
-        match difference(&expected, &answer, &mut String::new()) {
-            Some(path) => Err(ExampleError::Differs { path, answer }),
+        match differences(&expected, &answer).into_iter().next() {
+            Some(first) => Err(ExampleError::Differs { path: first.path, answer }),
             None => Ok(()),
         }
     }
@@ -79,15 +88,14 @@ impl Host {
 struct One<'a> {
     host: &'a Host,
     module: &'a Module,
-    config: &'a str,
+    shared: Arc<Shared>,
     limits: &'a Limits,
 }
 
 impl One<'_> {
-    fn ask<Q: Question<Answer: Serialize>>(&self, question: &Q) -> Result<Value, ExampleError> {
+    fn ask<Q: Question>(&self, question: &Q) -> Result<Value, ExampleError> {
         let _clock = self.host.clock();
-        let shared = unused(self.limits, self.config);
-        let answer = Instance::start(self.module, &shared, self.limits)
+        let answer = Instance::start(self.module, &self.shared, self.limits)
             .and_then(|mut instance| instance.ask(question, self.limits))
             .map_err(ExampleError::Failed)?;
         let unspeakable = |error: serde_json::Error| Failure::new(Class::InvalidOutput, error.to_string());
@@ -101,46 +109,4 @@ fn unreadable(part: &'static str, error: &serde_json::Error) -> ExampleError {
 
 fn read<T: DeserializeOwned>(part: &'static str, text: &str) -> Result<T, ExampleError> {
     serde_json::from_str(text).map_err(|error| unreadable(part, &error))
-}
-
-/// Where an answer is not what is expected. Keys that are not expected are not compared; an absent key is null.
-fn difference(expected: &Value, answer: &Value, path: &mut String) -> Option<String> {
-    let length = path.len();
-    let mut below = |key: &str, expected: &Value, answer: &Value| {
-        path.push('/');
-        path.push_str(&key.replace('~', "~0").replace('/', "~1"));
-        let found = difference(expected, answer, path);
-        path.truncate(length);
-        found
-    };
-    match (expected, answer) {
-        (Value::Object(expected), Value::Object(answer)) => {
-            expected.iter().find_map(|(key, value)| below(key, value, answer.get(key).unwrap_or(&Value::Null)))
-        }
-        (Value::Array(expected), Value::Array(answer)) if expected.len() == answer.len() => {
-            let mut pairs = expected.iter().zip(answer).enumerate();
-            pairs.find_map(|(at, (expected, answer))| below(&at.to_string(), expected, answer))
-        }
-        _ => (expected != answer).then(|| path.clone()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn differences_are_found() {
-        let check = |expected: Value, answer: Value, found: Option<&str>| {
-            assert_eq!(difference(&expected, &answer, &mut String::new()).as_deref(), found, "{expected} {answer}");
-        };
-        check(json!("default"), json!("default"), None);
-        check(json!({"pick": 1}), json!({"pick": 2}), Some("/pick"));
-        check(json!({"verdict": "allow"}), json!({"verdict": "allow", "patch": null, "warnings": []}), None);
-        check(json!({"patch": null}), json!({}), None);
-        check(json!({"a/b": [1, {"c": 2}]}), json!({"a/b": [1, {"c": 3}]}), Some("/a~1b/1/c"));
-        check(json!([1]), json!([1, 2]), Some(""));
-    }
 }

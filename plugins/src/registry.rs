@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::{FailurePolicy, Policy, World};
+use crate::{FailurePolicy, Policy, Record, Recording, World};
 
 /// Which plugin: a `WasmPlugin`, or a `ClusterWasmPlugin` where there is no namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,6 +77,16 @@ impl Slot {
         if self.failure() != failure {
             self.failure.store(Arc::new(failure));
         }
+    }
+
+    /// For those who load: from now on a sample of its decisions is kept; `None` for none. What was kept is forgotten when this changes.
+    pub fn set_recording(&self, recording: Option<Recording>) {
+        self.policy.recorder.set(recording);
+    }
+
+    /// The decisions that were kept, oldest first.
+    pub fn records(&self) -> Vec<Record> {
+        self.policy.recorder.records(self.policy.name())
     }
 }
 

@@ -101,7 +101,8 @@ fn direction(file: &File, out: &mut Vec<String>) {
 }
 
 fn versions(file: &File, out: &mut Vec<String>) {
-    let nested = file.path.components().count() > 1;
+    // Packages that stand outside the workspace have no root to look to.
+    let nested = file.path.components().count() > 1 && !file.text.lines().any(|line| line == "[workspace]");
     if !nested || file.path.file_name().is_none_or(|n| n != "Cargo.toml") {
         return;
     }

@@ -12,14 +12,11 @@ use wasmtime::Engine;
 use wasmtime::component::Component;
 
 use crate::check::clip;
+use crate::encode::component;
 use crate::{Mode, engine};
 
 /// Exit code for a module that is not one; the reason is on the standard error.
 pub(crate) const INVALID: u8 = 3;
-/// First bytes of a component: magic number, version 13, layer 1.
-const COMPONENT: [u8; 8] = [0, b'a', b's', b'm', 0x0d, 0, 1, 0];
-/// First bytes of a core module: magic number, version 1.
-const MODULE: [u8; 8] = [0, b'a', b's', b'm', 1, 0, 0, 0];
 /// Longest reason.
 const MAX_REASON_BYTES: usize = 1024;
 
@@ -108,20 +105,6 @@ fn run(job: &Job) -> std::io::Result<Result<(), String>> {
     Ok(Ok(()))
 }
 
-/// The component that the source is, or is made into.
-fn component(source: Vec<u8>) -> Result<Vec<u8>, String> {
-    if source.starts_with(&COMPONENT) {
-        return Ok(source);
-    }
-    if !source.starts_with(&MODULE) {
-        return Err("these bytes are no WebAssembly".into());
-    }
-    let encoder = wit_component::ComponentEncoder::default().validate(true).module(&source);
-    encoder.and_then(|mut encoder| encoder.encode()).map_err(|error| {
-        format!("a core module that cannot be made a component (build it with bindings for scaleup:policy): {error:#}")
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,13 +114,5 @@ mod tests {
         let job = Job { mode: Mode::Fresh, cache: "/a b".into(), cpu_s: 3, memory_bytes: 1 << 31, module_bytes: 7 };
         assert_eq!(Job::parse(&job.arguments()), Some(job));
         assert_eq!(Job::parse(&["warm".into()]), None);
-    }
-
-    #[test]
-    fn what_is_no_module_is_refused() {
-        assert_eq!(component(b"#!/bin/sh".to_vec()), Err("these bytes are no WebAssembly".into()));
-        assert_eq!(component(Vec::new()), Err("these bytes are no WebAssembly".into()));
-        let reason = component([&MODULE[..], &[1, 99]].concat()).unwrap_err();
-        assert!(reason.starts_with("a core module that cannot be made a component"), "{reason}");
     }
 }

@@ -4,6 +4,7 @@
 mod counters;
 mod log;
 mod state;
+mod trace;
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ pub(crate) use counters::Counters;
 pub use log::Level;
 pub(crate) use log::Log;
 pub use state::State;
+pub(crate) use trace::{Read, Trace};
 
 /// What all instances of a generation share.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(crate) struct Data {
     pub shared: Arc<Shared>,
     /// Of the call that is under way.
     pub topology: Arc<Topology>,
+    /// Of the call that is under way, if it is recorded.
+    pub trace: Option<Trace>,
     pub meter: Meter,
 }
 
@@ -99,12 +103,28 @@ pub(crate) fn link(linker: &mut Linker<Data>, world: World) -> wasmtime::Result<
         .instance(&interface("config"))?
         .func_wrap("get", |caller: Caller, (): ()| Ok((caller.data().shared.config.clone(),)))?;
     let mut state = linker.instance(&interface("state"))?;
-    state.func_wrap("get", |caller: Caller, (key,): (String,)| Ok((caller.data().shared.state.get(&key),)))?;
-    state.func_wrap("set", |caller: Caller, (key, value): (String, Vec<u8>)| {
-        Ok((caller.data().shared.state.set(&key, value),))
+    state.func_wrap("get", |mut caller: Caller, (key,): (String,)| {
+        let data = caller.data_mut();
+        let value = data.shared.state.get(&key);
+        if let Some(trace) = &mut data.trace {
+            trace.read(&key, value.as_ref());
+        }
+        Ok((value,))
     })?;
-    state.func_wrap("delete", |caller: Caller, (key,): (String,)| {
-        caller.data().shared.state.delete(&key);
+    state.func_wrap("set", |mut caller: Caller, (key, value): (String, Vec<u8>)| {
+        let data = caller.data_mut();
+        let outcome = data.shared.state.set(&key, value);
+        if let Some(trace) = data.trace.as_mut().filter(|_| outcome.is_ok()) {
+            trace.wrote(&key);
+        }
+        Ok((outcome,))
+    })?;
+    state.func_wrap("delete", |mut caller: Caller, (key,): (String,)| {
+        let data = caller.data_mut();
+        data.shared.state.delete(&key);
+        if let Some(trace) = &mut data.trace {
+            trace.wrote(&key);
+        }
         Ok(())
     })?;
     if world == World::Routing {

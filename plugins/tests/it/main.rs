@@ -5,6 +5,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod hostile;
+mod records;
 mod support;
 mod works;
 
@@ -15,6 +16,6 @@ fn main() -> ExitCode {
     if arguments.first().is_some_and(|first| first == scaleup_plugins::SUBCOMMAND) {
         return scaleup_plugins::compile_child(&arguments[1..]);
     }
-    let trials = [works::trials(), hostile::trials()].into_iter().flatten().collect();
+    let trials = [works::trials(), records::trials(), hostile::trials()].into_iter().flatten().collect();
     libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials).exit_code()
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use libtest_mimic::{Failed, Trial};
 use scaleup_plugins::routing::{Decision, Endpoint, Input, Topology};
 use scaleup_plugins::{
     CompileError, Compiler, Failure, Generation, Host, HostOptions, Limits, Module, Policy, Pool, Setup, World,
@@ -82,4 +83,12 @@ pub fn request(in_flight: &[u32]) -> Input {
 pub fn route(policy: &Policy) -> Result<Decision, Failure> {
     let decided = policy.route(&request(&[3, 1, 2]), &Arc::new(Topology::default()), 0, Instant::now());
     decided.map(|decided| decided.answer)
+}
+
+/// A test of that name.
+pub fn trial(name: &'static str, test: fn()) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok::<(), Failed>(())
+    })
 }

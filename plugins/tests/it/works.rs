@@ -4,19 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::Trial;
 use scaleup_plugins::routing::{Decision, Topology};
 use scaleup_plugins::{BreakerState, Class, ExampleError, Policy, Rollout, World, admission, scheduling};
 
-use crate::support::{Lab, THREADS, generous, request, route};
+use crate::support::{Lab, THREADS, generous, request, route, trial};
 use scaleup_plugins::testing::{Guest, least_in_flight};
-
-fn trial(name: &'static str, test: fn()) -> Trial {
-    Trial::test(name, move || {
-        test();
-        Ok::<(), Failed>(())
-    })
-}
 
 /// Picks this endpoint.
 fn picks(index: u32) -> Guest {
