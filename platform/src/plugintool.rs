@@ -2,7 +2,14 @@
 //!
 //! Commands that run a component do it with the platform's own host, in this process.
 
+mod bench;
+mod build;
+mod examples;
 mod local;
+mod project;
+mod replay;
+mod templates;
+mod test;
 mod validate;
 
 use std::process::ExitCode;
@@ -14,6 +21,11 @@ use crate::cli::PluginTool;
 /// Runs a command. An error is one of the caller's; what was found out is in the exit code.
 pub async fn run(tool: PluginTool) -> Result<ExitCode> {
     match tool {
+        PluginTool::New(args) => project::create(&args),
+        PluginTool::Build(args) => build::run(&args),
         PluginTool::Validate(args) => validate::run(&args).await,
+        PluginTool::Test(args) => test::run(&args).await,
+        PluginTool::Bench(args) => bench::run(&args).await,
+        PluginTool::Replay(args) => Ok(replay::run(&args).await),
     }
 }

@@ -16,6 +16,7 @@ mod lb;
 mod node;
 mod path;
 mod peers;
+mod plugin_tools;
 mod roles;
 mod traffic;
 
@@ -92,6 +93,7 @@ fn main() -> Result<()> {
     tests.extend(node::tests(&cx));
     tests.extend(path::tests(&cx));
     tests.extend(peers::tests(&cx));
+    tests.extend(plugin_tools::tests(&cx));
     tests.extend(roles::tests(&cx));
     tests.extend(traffic::tests(&cx));
     let conclusion = libtest_mimic::run(&arguments, tests);

@@ -41,7 +41,9 @@ pub async fn module(host: &Host, path: &Path, wanted: Option<World>) -> Result<A
         Some(world) => world,
         None => world_of(&source).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?,
     };
-    host.compile(world, &source, &Limits::of(world)).await.with_context(|| path.display().to_string())
+    // How long it takes depends on the machine, and an author may wait.
+    let limits = Limits { compile_cpu: Limits::MOST.compile_cpu, ..Limits::of(world) };
+    host.compile(world, &source, &limits).await.with_context(|| path.display().to_string())
 }
 
 /// The defaults of a world. Whatever else runs on an author's machine must not look like an endless loop.
