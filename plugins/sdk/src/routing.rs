@@ -71,9 +71,9 @@ impl Decision {
 
 /// A number that is the same for the same bytes everywhere and spreads evenly (FNV-1a with a finalizer): for sticky choices.
 pub fn hash(bytes: &[u8]) -> u64 {
-    let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let fnv = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     mix(fnv)
 }
 

@@ -61,9 +61,8 @@ impl Router for GeoNearest {
         let Some(client) = input.request.place else { return Decision::Default };
         let distances = self.distances(input.topology_version, client);
         let distance = |endpoint: &Endpoint| distances.get(endpoint.zone as usize).copied().unwrap_or(f64::INFINITY);
-        let by_distance = |a: &Endpoint, b: &Endpoint| {
-            distance(a).total_cmp(&distance(b)).then(a.in_flight.cmp(&b.in_flight))
-        };
+        let by_distance =
+            |a: &Endpoint, b: &Endpoint| distance(a).total_cmp(&distance(b)).then(a.in_flight.cmp(&b.in_flight));
         let nearest = input.usable().min_by(|(_, a), (_, b)| by_distance(a, b));
         let Some((at, endpoint)) = nearest else { return Decision::Default };
         if endpoint.in_flight < self.config.busy {

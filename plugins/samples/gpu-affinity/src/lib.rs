@@ -46,7 +46,8 @@ impl Placer for GpuAffinity {
         let resource = input.resource(&self.0.resource);
         let model_key = input.label_key(&self.0.node_label);
         let wanted = resource.and_then(|at| input.pod.resources.get(at)).copied().unwrap_or(0);
-        let model = input.pod.labels.iter().find(|label| label.key == self.0.pod_label).map(|label| label.value.as_str());
+        let model =
+            input.pod.labels.iter().find(|label| label.key == self.0.pod_label).map(|label| label.value.as_str());
         Answer::of((0..input.nodes.len()).map(|node| {
             let (offered, used) = resource.map_or((0, 0), |resource| input.extended(node, resource));
             if wanted == 0 {

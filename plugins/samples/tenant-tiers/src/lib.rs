@@ -97,11 +97,14 @@ impl Review<'_> {
     }
 
     fn image(&mut self, field: &str, container: &Value) {
-        let (Some(registries), Some(image)) = (&self.tier.registries, container.get("image").and_then(Value::as_str)) else {
+        let (Some(registries), Some(image)) = (&self.tier.registries, container.get("image").and_then(Value::as_str))
+        else {
             return;
         };
         let name = full_name(image);
-        let within = |registry: &String| name.strip_prefix(registry.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'));
+        let within = |registry: &String| {
+            name.strip_prefix(registry.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'))
+        };
         if !registries.iter().any(within) {
             let message = format!("{} is not from {}", clip(image), registries.join(" or "));
             self.add("FieldValueForbidden", format!("{field}.image"), message);
@@ -131,7 +134,8 @@ impl Review<'_> {
     fn pod(&mut self, pod: &Value) {
         self.labels(pod);
         let of = |list: &'static str| {
-            let containers = pod.pointer(&format!("/spec/{list}")).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+            let containers =
+                pod.pointer(&format!("/spec/{list}")).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
             containers.iter().enumerate().map(move |(at, container)| (format!("spec.{list}[{at}]"), container))
         };
         for (field, container) in of("initContainers").chain(of("containers")).chain(of("ephemeralContainers")) {
@@ -152,7 +156,9 @@ impl Admitter for TenantTiers {
     }
 
     fn admit(&self, input: Input) -> Answer {
-        let Some(at) = template(&input.kind).filter(|_| input.operation != Operation::Delete) else { return Answer::allow() };
+        let Some(at) = template(&input.kind).filter(|_| input.operation != Operation::Delete) else {
+            return Answer::allow();
+        };
         let name = input.namespace_label(&self.0.label).unwrap_or(&self.0.default_tier);
         let Some(tier) = self.0.tiers.get(name) else {
             return Answer::deny(format!("the namespace is of the tier {name}, which is not configured"), Vec::new());
@@ -165,7 +171,11 @@ impl Admitter for TenantTiers {
             review.pod(pod);
         }
         review.causes.truncate(MAX_CAUSES);
-        if review.causes.is_empty() { Answer::allow() } else { Answer::deny(format!("the tier {name} does not allow this"), review.causes) }
+        if review.causes.is_empty() {
+            Answer::allow()
+        } else {
+            Answer::deny(format!("the tier {name} does not allow this"), review.causes)
+        }
     }
 }
 
