@@ -15,6 +15,7 @@ pub mod plugin;
 pub mod pods;
 pub mod quantity;
 pub mod selector;
+pub mod subnet;
 pub mod time;
 pub mod traffic;
 pub mod well_known;

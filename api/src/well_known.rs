@@ -43,6 +43,8 @@ pub const ANNOTATION_POD_GATEWAY: &str = "scaleup.dev/pod-gateway";
 /// Service annotation: the plugin that chooses among its endpoints, by the name of a WasmPlugin of its namespace, or
 /// `ClusterWasmPlugin/name`. A TrafficPolicy's `policyRef` goes before it.
 pub const ANNOTATION_ROUTING_POLICY: &str = "traffic.scaleup.dev/policy";
+/// Node annotation: a pod subnet (CIDR) that is free on the node's machine and that it asks for; gone once it has one.
+pub const ANNOTATION_WANTED_POD_CIDR: &str = "scaleup.dev/wanted-pod-cidr";
 /// Default cluster domain.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 

@@ -35,6 +35,8 @@ pub struct Config {
     pub pod_gc_period: Duration,
     /// How long a node must be missing before its pods are deleted.
     pub pod_gc_quarantine: Duration,
+    /// Where pod subnets are taken from; `None`: Nodes get none from here (upstream's `--allocate-node-cidrs=false`).
+    pub pod_network: Option<crate::nodeipam::Config>,
     /// Certificates by ACME; none if absent.
     pub acme: Option<crate::acme::Config>,
     /// How often the garbage collector asks which kinds there are.
@@ -59,6 +61,7 @@ impl Default for Config {
             terminated_pod_gc_threshold: 12_500,
             pod_gc_period: Duration::from_secs(20),
             pod_gc_quarantine: Duration::from_secs(40),
+            pod_network: None,
             acme: None,
             discovery_period: Duration::from_secs(30),
         }

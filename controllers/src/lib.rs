@@ -16,6 +16,7 @@ pub mod endpoints;
 pub mod endpointslice;
 pub mod gc;
 pub mod namespace;
+pub mod nodeipam;
 pub mod nodelifecycle;
 pub mod podgc;
 pub mod replicaset;
@@ -56,6 +57,7 @@ pub const CONTROLLERS: &[Controller] = &[
     Controller { name: "namespace", start: namespace::start },
     Controller { name: "garbagecollector", start: gc::start },
     Controller { name: "podgc", start: podgc::start },
+    Controller { name: "node-ipam", start: nodeipam::start },
     Controller { name: "nodelifecycle", start: nodelifecycle::start },
     Controller { name: "tainteviction", start: tainteviction::start },
     Controller { name: "serviceaccount", start: serviceaccount::start },

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::runtime::reflector;
 use parking_lot::Mutex;
 use scaleup_api::Quantity;
+use scaleup_api::subnet::Subnet;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, watch};
 
@@ -68,8 +69,10 @@ pub struct Config {
     /// removes containers that carry its instance and belong to no pod it knows, so no two may share one. The default is made
     /// of the data directory.
     pub instance: String,
-    /// CIDR that pod subnets (/24) are taken from.
+    /// CIDR out of which the node asks for a pod subnet.
     pub pod_cidr_pool: String,
+    /// Prefix of the subnet that it asks for.
+    pub node_mask_bits: u32,
     /// Where the kubelet API listens; port 0 is any free one, published in the Node. `None` is not at all.
     pub listen: Option<SocketAddr>,
     /// Certificates for it; required with `listen`.
@@ -100,6 +103,7 @@ impl Config {
             instance: instance_of(&data_dir),
             data_dir,
             pod_cidr_pool: "10.244.0.0/16".into(),
+            node_mask_bits: 24,
             listen: None,
             tls: None,
             labels: BTreeMap::new(),
@@ -135,8 +139,8 @@ fn instance_of(data_dir: &Path) -> String {
 pub struct PodNetwork {
     /// Name in the runtime.
     pub name: String,
-    /// `Node.spec.podCIDR`
-    pub cidr: String,
+    /// Its subnet.
+    pub cidr: Subnet,
     /// The bridge's address.
     pub gateway: Ipv4Addr,
 }
@@ -186,7 +190,11 @@ pub struct Agent {
     pub fetcher: Arc<Fetcher>,
     /// Pod volumes; a hollow node has none.
     pub volumes: Option<Arc<Volumes>>,
-    /// The pod network, once there is one.
+    /// `Node.spec.podCIDR` as last seen.
+    pub assigned: watch::Sender<Option<Subnet>>,
+    /// The pod network of this machine, whether or not its subnet is the assigned one.
+    pub made: watch::Sender<Option<PodNetwork>>,
+    /// The pod network that pods may join, once there is one.
     pub network: watch::Sender<Option<PodNetwork>>,
     /// Whether the runtime answers; `Some(text)` is why it does not.
     pub runtime_down: watch::Sender<Option<String>>,
@@ -226,6 +234,8 @@ impl Agent {
             runtime,
             fetcher,
             volumes,
+            assigned: watch::channel(None).0,
+            made: watch::channel(None).0,
             network: watch::channel(None).0,
             runtime_down: watch::channel(Some(NOT_ASKED.to_owned())).0,
             services,

@@ -142,7 +142,7 @@ pub async fn controllers(args: ControllersRoleArgs, shutdown: CancellationToken)
     let (client, ca_pem) = client(&args.client).await?;
     let mut registry = process::registry();
     let metrics = scaleup_controllers::build(&mut registry);
-    let mut config = roles::controllers(&args.controllers, ca_pem)?;
+    let mut config = roles::controllers(&args.controllers, &args.pod_network, ca_pem)?;
     config.leader_elect = true;
     config.identity = format!("{}_{}", preflight::host_name(), std::process::id());
     let role = scaleup_controllers::run(client.clone(), config, metrics, shutdown.clone());
@@ -169,7 +169,8 @@ pub async fn agent(args: AgentArgs, shutdown: CancellationToken) -> Result<()> {
     let _lock = preflight::DataDir::open(&dir)?;
     let serving = serving(&args.client.kubeconfig)?;
     let (client, _) = client(&args.client).await?;
-    let config = roles::agent(&args.node, &dir, &roles::node_name(args.node.node_name.as_ref()), serving);
+    let config =
+        roles::agent(&args.node, &args.pod_network, &dir, &roles::node_name(args.node.node_name.as_ref()), serving);
     let runtime = roles::runtime(&args.node, &config);
     let mut registry = process::registry();
     let agent = scaleup_kubelet_lite::build(config, client, runtime, &mut registry).await?;

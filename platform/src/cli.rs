@@ -109,6 +109,24 @@ pub struct ApiArgs {
     pub node_port_range: PortRange,
 }
 
+/// Where pods' addresses come from: the controllers give each node a part of it, the agent asks for one that is free on its machine.
+#[derive(Args, Debug, Clone)]
+pub struct PodNetworkArgs {
+    /// Range out of which the controllers give each node a subnet for its pods; an agent asks for one out of it.
+    #[arg(
+        long,
+        visible_alias = "cluster-cidr",
+        env = "SCALEUP_POD_CIDR_POOL",
+        value_name = "CIDR",
+        default_value = "10.244.0.0/16",
+        value_parser = pod_cidr_pool
+    )]
+    pub pod_cidr_pool: String,
+    /// Prefix length of a node's subnet: /24 has room for 253 pods.
+    #[arg(long, env = "SCALEUP_NODE_CIDR_MASK_SIZE", value_name = "BITS", default_value_t = 24, value_parser = clap::value_parser!(u8).range(16..=28))]
+    pub node_cidr_mask_size: u8,
+}
+
 /// Options of the node agent.
 #[derive(Args, Debug, Clone)]
 pub struct NodeArgs {
@@ -124,9 +142,6 @@ pub struct NodeArgs {
     /// Docker's socket.
     #[arg(long, env = "SCALEUP_DOCKER_SOCKET", value_name = "PATH", default_value = "/var/run/docker.sock")]
     pub docker_socket: PathBuf,
-    /// Range out of which this node takes a free /24 for its pods.
-    #[arg(long, env = "SCALEUP_POD_CIDR_POOL", value_name = "CIDR", default_value = "10.244.0.0/16", value_parser = pod_cidr_pool)]
-    pub pod_cidr_pool: String,
     /// Address and port of the agent's own API (logs, exec); port 0 takes a free one.
     #[arg(long, env = "SCALEUP_KUBELET_LISTEN", value_name = "ADDR:PORT", default_value = "0.0.0.0:0")]
     pub kubelet_listen: SocketAddr,
@@ -168,6 +183,8 @@ pub struct ControllersRoleArgs {
     pub client: ClientArgs,
     #[command(flatten)]
     pub controllers: ControllersArgs,
+    #[command(flatten)]
+    pub pod_network: PodNetworkArgs,
     /// Where this role's metrics are served, at /metrics; nowhere by default.
     #[arg(long, env = "SCALEUP_METRICS_LISTEN", value_name = "ADDR:PORT")]
     pub metrics_listen: Option<SocketAddr>,
@@ -196,6 +213,8 @@ pub struct UpArgs {
     pub lb: LbArgs,
     #[command(flatten)]
     pub controllers: ControllersArgs,
+    #[command(flatten)]
+    pub pod_network: PodNetworkArgs,
     /// Take over from the process that has the data directory, without refusing a connection to the load balancer; an ordinary start if there
     /// is none.
     #[arg(long)]
@@ -231,6 +250,8 @@ pub struct AgentArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub node: NodeArgs,
+    #[command(flatten)]
+    pub pod_network: PodNetworkArgs,
 }
 
 /// `scaleup kubeconfig`

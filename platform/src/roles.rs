@@ -12,7 +12,7 @@ use scaleup_store::embedded::{self, EmbeddedStore};
 use scaleup_store::etcd::{self, EtcdStore};
 use scaleup_store::memory::MemoryStore;
 
-use crate::cli::{ApiArgs, ControllersArgs, LbArgs, NodeArgs, RuntimeChoice, StoreChoice};
+use crate::cli::{ApiArgs, ControllersArgs, LbArgs, NodeArgs, PodNetworkArgs, RuntimeChoice, StoreChoice};
 use crate::issue::{CLUSTER, Serving};
 use crate::preflight;
 
@@ -121,8 +121,16 @@ pub fn node_ip(node: &NodeArgs) -> IpAddr {
 }
 
 /// The controllers' configuration.
-pub fn controllers(args: &ControllersArgs, ca_pem: String) -> Result<scaleup_controllers::Config> {
+pub fn controllers(
+    args: &ControllersArgs,
+    pods: &PodNetworkArgs,
+    ca_pem: String,
+) -> Result<scaleup_controllers::Config> {
+    let bits = u32::from(pods.node_cidr_mask_size);
+    let pod_network = scaleup_controllers::nodeipam::Config::new(&pods.pod_cidr_pool, bits)
+        .context("--pod-cidr-pool and --node-cidr-mask-size do not go together")?;
     Ok(scaleup_controllers::Config {
+        pod_network: Some(pod_network),
         ca_pem,
         node_monitor_grace_period: args.node_monitor_grace_period,
         acme: acme(args)?,
@@ -181,10 +189,11 @@ fn observe(args: &LbArgs) -> scaleup_lb::ObserveConfig {
 }
 
 /// The agent's configuration.
-pub fn agent(args: &NodeArgs, data_dir: &Path, node: &str, serving: Serving) -> kubelet::Config {
+pub fn agent(args: &NodeArgs, pods: &PodNetworkArgs, data_dir: &Path, node: &str, serving: Serving) -> kubelet::Config {
     let Serving { ca_pem, cert_pem, key_pem } = serving;
     kubelet::Config {
-        pod_cidr_pool: args.pod_cidr_pool.clone(),
+        pod_cidr_pool: pods.pod_cidr_pool.clone(),
+        node_mask_bits: u32::from(pods.node_cidr_mask_size),
         listen: Some(args.kubelet_listen),
         tls: Some(kubelet::TlsMaterial { ca_pem, cert_pem, key_pem }),
         labels: args.node_labels.iter().cloned().collect(),

@@ -121,7 +121,8 @@ async fn start_roles(
 ) -> Result<Lb> {
     let node = roles::node_name(args.node.node_name.as_ref());
     let node_ip = roles::node_ip(&args.node);
-    let agent_config = roles::agent(&args.node, dir, &node, node_serving(&server.ca, &node, node_ip)?);
+    let agent_config =
+        roles::agent(&args.node, &args.pod_network, dir, &node, node_serving(&server.ca, &node, node_ip)?);
     let runtime = roles::runtime(&args.node, &agent_config);
     let agent_client = client(server, &format!("system:node:{node}"), &["system:nodes"]);
     // The agent's own API serves the agent's metrics, as upstream's kubelet does.
@@ -138,7 +139,7 @@ async fn start_roles(
     running.spawn(async move { ("node agent", agent.run(agent_stop).await.map_err(Into::into)) });
     let controllers = scaleup_controllers::run(
         client(server, "system:kube-controller-manager", &[]),
-        roles::controllers(&args.controllers, server.ca.cert_pem().to_owned())?,
+        roles::controllers(&args.controllers, &args.pod_network, server.ca.cert_pem().to_owned())?,
         controller_metrics,
         stop.clone(),
     );

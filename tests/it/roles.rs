@@ -109,7 +109,12 @@ async fn apart(dir: &std::path::Path, node: &str) -> Result<()> {
     };
     for role in ["controllers", "scheduler"] {
         let kubeconfig = config(role, &[role])?;
-        processes.start(dir, role, Command::new(binary()).arg(role).arg("--kubeconfig").arg(kubeconfig))?;
+        let mut command = Command::new(binary());
+        command.arg(role).arg("--kubeconfig").arg(kubeconfig);
+        if role == "controllers" {
+            command.args(["--pod-cidr-pool", "10.230.0.0/16"]);
+        }
+        processes.start(dir, role, &mut command)?;
     }
     let mut agent = Command::new(binary());
     agent.arg("agent").arg("--kubeconfig").arg(config("agent", &["node", node, "--address", "127.0.0.1"])?);
@@ -119,7 +124,8 @@ async fn apart(dir: &std::path::Path, node: &str) -> Result<()> {
         "--node-ip",
         "127.0.0.1",
         "--pod-cidr-pool",
-        "10.230.0.0/16",
+        // Not what the controllers give: the network that the agent makes at first is made again.
+        "10.231.0.0/16",
     ]);
     processes.start(dir, "agent", &mut agent)?;
     let mut lb = Command::new(binary());
@@ -145,6 +151,13 @@ async fn apart(dir: &std::path::Path, node: &str) -> Result<()> {
         Ok((ready == ["apiserver", "controllers", "lb", "scheduler"].into()).then_some(()))
     })
     .await?;
+    let subnet = eventually("the node has a pod subnet", || async {
+        let node = kubectl.json(&format!("get node {node}")).await?;
+        let gateway = &node["metadata"]["annotations"]["scaleup.dev/pod-gateway"];
+        Ok(gateway.is_string().then(|| node["spec"]["podCIDR"].as_str().unwrap_or_default().to_owned()))
+    })
+    .await?;
+    ensure!(subnet.starts_with("10.230."), "the controllers say which subnet a node has: {subnet}");
     demo_image("v1")?;
     eventually("the service account", || async { Ok(kubectl.ok("get serviceaccount default").await.ok()) }).await?;
     let answers = crate::path::deploy(&kubectl, "web").await?;

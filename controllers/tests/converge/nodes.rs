@@ -1,12 +1,14 @@
 //! Nodes that fall silent or vanish.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams};
-use scaleup_controllers::Config;
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use scaleup_api::well_known::ANNOTATION_WANTED_POD_CIDR;
+use scaleup_controllers::{Config, nodeipam};
 use serde_json::json;
 
 use crate::world::{World, config, deployment, eventually, ready};
@@ -88,5 +90,50 @@ async fn nobody_is_evicted_when_everything_is_down() {
     assert!(!taints(&nodes.get("n1").await.unwrap()).contains(&"unreachable:NoExecute".into()));
     world.add_node("n1");
     eventually("it recovers", || async { taints(&nodes.get("n1").await.ok()?).is_empty().then_some(()) }).await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_two_nodes_share_a_pod_subnet() {
+    let mut world = World::bare().await;
+    let nodes: Api<Node> = Api::all(world.admin.clone());
+    let node = |name: &str, cidr: Option<&str>, wanted: Option<&str>| {
+        json!({
+            "metadata": {"name": name, "annotations": wanted.map(|w| json!({ANNOTATION_WANTED_POD_CIDR: w}))},
+            "spec": {"podCIDR": cidr.unwrap_or_default()},
+        })
+    };
+    let create = |name: &'static str, cidr: Option<&'static str>, wanted: Option<&'static str>| {
+        let (api, node) = (nodes.clone(), serde_json::from_value(node(name, cidr, wanted)).unwrap());
+        async move { api.create(&PostParams::default(), &node).await.unwrap() }
+    };
+    // There before the controllers are, and not to be touched.
+    create("old", Some("10.244.1.0/24"), None).await;
+    let pods = nodeipam::Config::new("10.244.0.0/22", 24).unwrap();
+    // One in five calls fails: an answer that was lost must not give a node two subnets.
+    world.add_controllers(Config { pod_network: Some(pods), ..config() }, Some(7));
+    let wish = Some("10.244.2.0/24");
+    tokio::join!(create("a", None, wish), create("b", None, wish), create("c", None, Some("10.244.1.0/24")));
+    let subnets = || async {
+        let all = nodes.list(&ListParams::default()).await.ok()?;
+        let of = |node: &Node| node.spec.as_ref()?.pod_cidrs.as_ref()?.first().cloned();
+        Some(all.items.iter().filter_map(|n| Some((n.name_any(), of(n)?))).collect::<BTreeMap<_, _>>())
+    };
+    let four = eventually("all have one", || async { subnets().await.filter(|all| all.len() == 4) }).await;
+    let different: BTreeSet<&String> = four.values().collect();
+    assert_eq!((different.len(), four["old"].as_str()), (4, "10.244.1.0/24"), "{four:?}");
+    assert!(four["a"] == wish.unwrap() || four["b"] == wish.unwrap(), "the first wish is granted: {four:?}");
+
+    // The range is full: an event says so, and the next one that goes makes room.
+    create("d", None, None).await;
+    let events: Api<Event> = Api::default_namespaced(world.admin.clone());
+    eventually("an event tells", || async {
+        let all = events.list(&ListParams::default()).await.ok()?;
+        all.items.iter().any(|e| e.reason.as_deref() == Some("CIDRNotAvailable")).then_some(())
+    })
+    .await;
+    nodes.delete("b", &DeleteParams::default()).await.unwrap();
+    let then = eventually("d has the one of b", || async { subnets().await.filter(|all| all.contains_key("d")) }).await;
+    assert_eq!(then["d"], four["b"]);
     world.end().await;
 }

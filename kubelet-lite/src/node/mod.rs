@@ -14,11 +14,12 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use scaleup_api::subnet::Subnet;
 use scaleup_api::well_known::NAMESPACE_NODE_LEASE;
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::agent::{Agent, NOT_ASKED};
+use crate::agent::{Agent, NOT_ASKED, PodNetwork};
 use crate::events::Kind;
 use crate::runtime::{Image, Version};
 use object::Seen;
@@ -28,6 +29,9 @@ const LEASE_SECONDS: i32 = 40;
 const LEASE_RENEWAL: Duration = Duration::from_secs(10);
 /// The machine is measured and the runtime asked this often.
 const CHECK: Duration = Duration::from_secs(10);
+/// While the Node has no pod subnet it is read this often: at first, and at last.
+const ASSIGNMENT_MIN: Duration = Duration::from_millis(50);
+const ASSIGNMENT_MAX: Duration = Duration::from_secs(2);
 /// A status that has not changed is written this often.
 const REPORT: Duration = Duration::from_secs(300);
 /// While the runtime is away it is asked this often.
@@ -56,8 +60,10 @@ pub async fn run(agent: Arc<Agent>, kubelet_port: Option<u16>) {
 /// Asks the runtime, makes the pod network when there is none, and says so when either comes or goes.
 async fn watch_runtime(agent: &Agent, view: &watch::Sender<RuntimeView>) {
     let mut images_at: Option<tokio::time::Instant> = None;
+    let mut assigned = agent.assigned.subscribe();
     loop {
         let mut pause = CHECK;
+        assigned.mark_unchanged();
         match runtime_ready(agent).await {
             Ok(version) => {
                 let mut now = RuntimeView { version: Some(version), images: view.borrow().images.clone() };
@@ -85,55 +91,74 @@ async fn watch_runtime(agent: &Agent, view: &watch::Sender<RuntimeView>) {
                 });
             }
         }
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // The network may have to be made again.
+            _ = assigned.changed() => {}
+        }
     }
 }
 
 /// Whether pods can be run, or what to do about it.
 async fn runtime_ready(agent: &Agent) -> Result<Version, String> {
     let version = agent.runtime.version().await.map_err(|e| e.to_string())?;
-    match network::ensure(agent).await {
-        Ok(found) => {
-            agent.network.send_if_modified(|now| {
-                let news = now.as_ref() != Some(&found);
-                if news {
-                    tracing::info!(cidr = found.cidr, gateway = %found.gateway, network = found.name, "pod network");
-                    *now = Some(found);
-                }
-                news
-            });
-            Ok(version)
-        }
-        Err(error) => Err(crate::chain(&error)),
+    let assigned = *agent.assigned.borrow();
+    let found = network::ensure(agent, assigned).await.map_err(|error| crate::chain(&error))?;
+    set(&agent.made, Some(found.clone()));
+    // One that has another subnet than the Node is in use, or it would have been made again.
+    if assigned.is_some() {
+        join(agent, found);
     }
+    Ok(version)
+}
+
+/// Lets pods join the network.
+fn join(agent: &Agent, network: PodNetwork) {
+    let (cidr, gateway, name) = (network.cidr, network.gateway, network.name.clone());
+    if set(&agent.network, Some(network)) {
+        tracing::info!(%cidr, %gateway, network = name, "pod network");
+    }
+}
+
+/// Whether it was another value before.
+fn set<T: PartialEq>(channel: &watch::Sender<T>, value: T) -> bool {
+    channel.send_if_modified(|now| {
+        let news = *now != value;
+        *now = value;
+        news
+    })
 }
 
 /// Registers the node and keeps its status true.
 async fn keep_status(agent: &Agent, port: Option<u16>, mut view: watch::Receiver<RuntimeView>) {
     let mut down = agent.runtime_down.subscribe();
     let mut network = agent.network.subscribe();
+    let mut made = agent.made.subscribe();
     let mut written: Option<tokio::time::Instant> = None;
     let mut ready_before: Option<bool> = None;
+    let mut assignment = ASSIGNMENT_MIN;
     // The first look waits for the runtime's answer, so that a healthy node is never registered as broken.
     let answered = down.wait_for(|text| text.as_deref() != Some(NOT_ASKED));
     let _first = tokio::time::timeout(CHECK, answered).await.is_ok();
     loop {
         let RuntimeView { version, images } = view.borrow_and_update().clone();
+        network.mark_unchanged();
         let seen = Seen {
             down: down.borrow_and_update().clone(),
             version,
             images,
-            network: network.borrow_and_update().clone(),
+            made: made.borrow_and_update().clone(),
+            network: None,
             pressure: machine::pressure(&agent.config),
             port,
         };
         let due = written.is_none_or(|at| at.elapsed() >= REPORT);
-        match sync_node(agent, &seen, due).await {
+        let ready = seen.down.is_none();
+        match sync_node(agent, seen, due).await {
             Ok(wrote) => {
                 if wrote {
                     written = Some(tokio::time::Instant::now());
                 }
-                let ready = seen.down.is_none();
                 if ready_before.replace(ready) != Some(ready) {
                     announce(agent, ready);
                 }
@@ -144,11 +169,14 @@ async fn keep_status(agent: &Agent, port: Option<u16>, mut view: watch::Receiver
                 continue;
             }
         }
+        let pause = if agent.assigned.borrow().is_some() { CHECK } else { assignment };
+        assignment = (assignment * 2).min(ASSIGNMENT_MAX);
         tokio::select! {
             _ = down.changed() => {}
             _ = network.changed() => {}
+            _ = made.changed() => {}
             _ = view.changed() => {}
-            () = tokio::time::sleep(CHECK) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }
@@ -161,29 +189,45 @@ fn announce(agent: &Agent, ready: bool) {
 }
 
 /// Creates the node if it is not there, and writes what differs; whether anything was written.
-async fn sync_node(agent: &Agent, seen: &Seen, due: bool) -> Result<bool, kube::Error> {
+async fn sync_node(agent: &Agent, mut seen: Seen, due: bool) -> Result<bool, kube::Error> {
     let api: Api<Node> = Api::all(agent.client.clone());
     let name = &agent.config.node_name;
     let current = match api.get_opt(name).await? {
         Some(node) => node,
         None => {
             tracing::info!(name, "registering the node");
-            let created = api.create(&PostParams::default(), &object::fresh(agent, seen)).await?;
+            let created = api.create(&PostParams::default(), &object::fresh(agent, &seen)).await?;
             let text = "Starting kubelet.";
             agent.events.node(&created, Kind::Normal, "Starting", text);
             created
         }
     };
-    if let Some(patch) = object::meta_patch(agent, seen, &current) {
+    learn_subnet(agent, &seen, &current);
+    seen.network = agent.network.borrow().clone();
+    if let Some(patch) = object::meta_patch(agent, &seen, &current) {
         api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     }
-    let status = object::status(agent, seen, current.status.as_ref());
+    let status = object::status(agent, &seen, current.status.as_ref());
     if !due && object::same(current.status.as_ref(), &status) {
         return Ok(false);
     }
     let patch = object::status_patch(current.status.as_ref(), &status);
     api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     Ok(true)
+}
+
+/// Takes the assigned subnet from the Node, and the network if it has that already: a healthy node that starts again is
+/// never said to be without one.
+fn learn_subnet(agent: &Agent, seen: &Seen, node: &Node) {
+    let text = object::pod_cidr(node);
+    let assigned = text.and_then(Subnet::parse);
+    if assigned.is_none() && text.is_some() {
+        tracing::warn!(podCIDR = text, "the Node's pod subnet is not IPv4: pods cannot be run here");
+    }
+    set(&agent.assigned, assigned);
+    if let Some(made) = seen.made.clone().filter(|made| Some(made.cidr) == assigned) {
+        join(agent, made);
+    }
 }
 
 /// Renews the Lease, whatever else goes on.

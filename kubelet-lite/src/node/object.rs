@@ -9,7 +9,9 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as K8sQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use scaleup_api::Quantity;
-use scaleup_api::well_known::{ANNOTATION_POD_GATEWAY, LABEL_ARCH, LABEL_HOSTNAME, LABEL_OS};
+use scaleup_api::well_known::{
+    ANNOTATION_POD_GATEWAY, ANNOTATION_WANTED_POD_CIDR, LABEL_ARCH, LABEL_HOSTNAME, LABEL_OS,
+};
 use serde_json::{Map, Value, json};
 
 use super::machine::{self, Pressure};
@@ -31,7 +33,9 @@ pub struct Seen {
     pub version: Option<Version>,
     /// Its images.
     pub images: Vec<Image>,
-    /// The pod network.
+    /// The pod network of this machine.
+    pub made: Option<PodNetwork>,
+    /// The same, once pods may join it.
     pub network: Option<PodNetwork>,
     /// Pressure.
     pub pressure: Pressure,
@@ -49,45 +53,55 @@ fn labels(agent: &Agent) -> BTreeMap<String, String> {
 
 /// A node that is not registered yet.
 pub fn fresh(agent: &Agent, seen: &Seen) -> Node {
-    let gateway = seen.network.as_ref().map(|n| (ANNOTATION_POD_GATEWAY.to_owned(), n.gateway.to_string()));
-    let cidr = seen.network.as_ref().map(|n| n.cidr.clone());
+    let wanted = seen.made.as_ref().map(|n| (ANNOTATION_WANTED_POD_CIDR.to_owned(), n.cidr.to_string()));
     Node {
         metadata: ObjectMeta {
             name: Some(agent.config.node_name.clone()),
             labels: Some(labels(agent)),
-            annotations: gateway.map(|g| BTreeMap::from([g])),
+            annotations: wanted.map(|w| BTreeMap::from([w])),
             ..ObjectMeta::default()
         },
-        spec: Some(NodeSpec { pod_cidrs: cidr.clone().map(|c| vec![c]), pod_cidr: cidr, ..NodeSpec::default() }),
+        spec: Some(NodeSpec::default()),
         status: Some(status(agent, seen, None)),
     }
 }
 
-/// Labels, annotation and pod CIDR that differ, as a merge patch. A CIDR that is set already is never changed: the API
-/// forbids it, and so the pool of a node that changes its network is told by the annotation alone.
+/// Labels and annotations that differ, as a merge patch. The pod CIDR is the node IPAM controller's to write.
 pub fn meta_patch(agent: &Agent, seen: &Seen, current: &Node) -> Option<Value> {
     let has = current.metadata.labels.clone().unwrap_or_default();
     let missing: BTreeMap<String, String> =
         labels(agent).into_iter().filter(|(name, value)| has.get(name) != Some(value)).collect();
-    let mut patch = Map::new();
     let mut metadata = Map::new();
     if !missing.is_empty() {
         metadata.insert("labels".into(), json!(missing));
     }
-    if let Some(network) = &seen.network {
-        let annotations = current.metadata.annotations.as_ref();
-        let gateway = network.gateway.to_string();
-        if annotations.and_then(|a| a.get(ANNOTATION_POD_GATEWAY)) != Some(&gateway) {
-            metadata.insert("annotations".into(), json!({ ANNOTATION_POD_GATEWAY: gateway }));
-        }
-        if current.spec.as_ref().and_then(|s| s.pod_cidr.as_deref()).unwrap_or_default().is_empty() {
-            patch.insert("spec".into(), json!({ "podCIDR": network.cidr, "podCIDRs": [network.cidr] }));
-        }
+    let annotations = annotations(seen, current);
+    if !annotations.is_empty() {
+        metadata.insert("annotations".into(), json!(annotations));
     }
-    if !metadata.is_empty() {
-        patch.insert("metadata".into(), Value::Object(metadata));
-    }
-    (!patch.is_empty()).then_some(Value::Object(patch))
+    (!metadata.is_empty()).then(|| json!({ "metadata": metadata }))
+}
+
+/// Annotations that differ; `None` is one that has to go.
+fn annotations(seen: &Seen, current: &Node) -> BTreeMap<&'static str, Option<String>> {
+    let wanted = match pod_cidr(current) {
+        // The wish has been answered.
+        Some(_) => Some(None),
+        None => seen.made.as_ref().map(|made| Some(made.cidr.to_string())),
+    };
+    let gateway = seen.network.as_ref().map(|network| Some(network.gateway.to_string()));
+    let should = [(ANNOTATION_WANTED_POD_CIDR, wanted), (ANNOTATION_POD_GATEWAY, gateway)];
+    let is = |name: &str| current.metadata.annotations.as_ref().and_then(|a| a.get(name));
+    should
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .filter(|(name, value)| is(name) != value.as_ref())
+        .collect()
+}
+
+/// `spec.podCIDR`, if it is set.
+pub fn pod_cidr(node: &Node) -> Option<&str> {
+    node.spec.as_ref()?.pod_cidr.as_deref().filter(|cidr| !cidr.is_empty())
 }
 
 /// `status`, heartbeat times set to now.
@@ -145,6 +159,10 @@ fn conditions(seen: &Seen, before: Option<&NodeStatus>, now: Timestamp) -> Vec<N
     };
     let network = match &seen.network {
         Some(_) => make("NetworkUnavailable", false, "PodNetworkReady", "the pod network is there".into()),
+        None if seen.made.is_some() => {
+            let text = "waiting for spec.podCIDR, which the controllers assign";
+            make("NetworkUnavailable", true, "NoPodCIDR", text.into())
+        }
         None => make("NetworkUnavailable", true, "NoPodNetwork", "the pod network has not been made yet".into()),
     };
     let p = seen.pressure;
@@ -247,6 +265,29 @@ mod tests {
         assert_eq!(ready.last_transition_time, Some(time(at(60))));
         let after = NodeStatus { conditions: Some(later), ..NodeStatus::default() };
         assert!(same(Some(&before), &after), "heartbeats alone are no change");
+    }
+
+    #[test]
+    fn a_subnet_is_asked_for_until_there_is_one() {
+        let network = PodNetwork {
+            name: "net".into(),
+            cidr: scaleup_api::subnet::Subnet::parse("10.244.7.0/24").unwrap(),
+            gateway: std::net::Ipv4Addr::new(10, 244, 7, 1),
+        };
+        let made = Seen { made: Some(network.clone()), ..Seen::default() };
+        let node = |value: Value| serde_json::from_value::<Node>(value).unwrap();
+        let text = |value: &str| Some(value.to_owned());
+        let waiting = node(json!({"metadata": {"name": "n"}}));
+        assert_eq!(annotations(&made, &waiting), [(ANNOTATION_WANTED_POD_CIDR, text("10.244.7.0/24"))].into());
+        let asked = node(json!({"metadata": {"annotations": {ANNOTATION_WANTED_POD_CIDR: "10.244.7.0/24"}}}));
+        assert_eq!(annotations(&made, &asked), BTreeMap::new());
+        let mut answered = asked.clone();
+        answered.spec = Some(NodeSpec { pod_cidr: text("10.244.7.0/24"), ..NodeSpec::default() });
+        let ready = Seen { network: Some(network), ..made.clone() };
+        let expected = [(ANNOTATION_WANTED_POD_CIDR, None), (ANNOTATION_POD_GATEWAY, text("10.244.7.1"))];
+        assert_eq!(annotations(&ready, &answered), expected.into());
+        let got = conditions(&made, None, Timestamp::from_second(1).unwrap());
+        assert_eq!(find(&got, "NetworkUnavailable").1, "NoPodCIDR");
     }
 
     #[test]

@@ -46,6 +46,8 @@ const MAX_ROUNDS: usize = 64;
 const RUNTIME_RETRY: Duration = Duration::from_secs(5);
 /// Every pod is looked at this often even if nothing happens.
 const RESYNC: Duration = Duration::from_secs(60);
+/// How long a sandbox waits for the pod network.
+const NETWORK_WAIT: Duration = Duration::from_secs(5);
 /// First delay after a failed volume, sandbox or creation, doubling…
 const RETRY_MIN: Duration = Duration::from_millis(500);
 /// …up to this.
@@ -407,7 +409,7 @@ impl Worker {
     }
 
     async fn run_sandbox(&mut self, pod: &Arc<Pod>, attempt: u32, observed: &mut Observed) -> bool {
-        let Some(network) = self.network_name(pod) else {
+        let Some(network) = self.network_name(pod).await else {
             self.fail_sandbox(pod, "the pod network is not ready yet".into());
             return false;
         };
@@ -429,11 +431,14 @@ impl Worker {
         }
     }
 
-    fn network_name(&self, pod: &Pod) -> Option<String> {
+    async fn network_name(&self, pod: &Pod) -> Option<String> {
         if view::spec(pod).host_network == Some(true) {
             return Some("host".into());
         }
-        self.agent.network.borrow().as_ref().map(|n| n.name.clone())
+        // A node that has just registered has its subnet in a moment.
+        let mut network = self.agent.network.subscribe();
+        let there = tokio::time::timeout(NETWORK_WAIT, network.wait_for(Option::is_some)).await.ok()?.ok()?;
+        there.as_ref().map(|n| n.name.clone())
     }
 
     fn fail_sandbox(&mut self, pod: &Pod, message: String) {

@@ -92,7 +92,7 @@ fn problem(net: &PodNet, far: &[String]) -> Option<String> {
     if !net.conflicts.is_empty() {
         let list: Vec<&str> = net.conflicts.iter().map(String::as_str).collect();
         notes.push(format!(
-            "The pod subnets of nodes {} overlap others: give these nodes another --pod-cidr-pool and register them anew.",
+            "The pod subnets of nodes {} overlap others: drain these nodes, delete their Node objects and restart their agents.",
             list.join(", ")
         ));
     }

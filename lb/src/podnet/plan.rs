@@ -3,10 +3,11 @@
 //! Everything written comes from parsed addresses and numbers or from our own configuration, never from object text.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write};
+use std::fmt::Write;
 use std::net::Ipv4Addr;
 
 use k8s_openapi::api::core::v1::Node;
+use scaleup_api::subnet::Subnet;
 
 /// Origin that marks our routes (`rtnetlink(7)`: free for users); the metric tells instances on one machine apart.
 pub(super) const ROUTE_PROTOCOL: &str = "115";
@@ -16,55 +17,24 @@ const METRICS: u64 = 10_000;
 /// Nodes that routes are kept to.
 const MAX_PEERS: usize = 5_000;
 
-/// An IPv4 subnet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Cidr {
-    base: Ipv4Addr,
-    bits: u32,
-}
-
-impl Cidr {
-    pub fn parse(text: &str) -> Option<Self> {
-        let (ip, bits) = text.split_once('/')?;
-        let bits: u32 = bits.parse().ok().filter(|bits| (1..=32).contains(bits))?;
-        let ip: Ipv4Addr = ip.parse().ok()?;
-        Some(Self { base: Ipv4Addr::from_bits(ip.to_bits() & Self::mask(bits)), bits })
-    }
-
-    fn mask(bits: u32) -> u32 {
-        u32::MAX.checked_shl(32 - bits).unwrap_or(0)
-    }
-
-    fn overlaps(self, other: Self) -> bool {
-        let mask = Self::mask(self.bits.min(other.bits));
-        self.base.to_bits() & mask == other.base.to_bits() & mask
-    }
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.base, self.bits)
-    }
-}
-
 /// The cluster's pod network as this node sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PodNet {
     /// The own pods' subnet.
-    pub own: Cidr,
+    pub own: Subnet,
     /// Other nodes' subnets and where they are reached (`InternalIP`).
-    pub peers: BTreeMap<Cidr, Ipv4Addr>,
+    pub peers: BTreeMap<Subnet, Ipv4Addr>,
     /// Names of nodes whose subnet overlaps another one: their pods cannot be reached from here.
     pub conflicts: BTreeSet<String>,
 }
 
 /// What `nodes` say, seen from the node `own`; `None` while it has no subnet. The older of two nodes keeps a subnet.
 pub(crate) fn pod_net<'a>(nodes: impl Iterator<Item = &'a Node>, own: &str) -> Option<PodNet> {
-    let mut all: Vec<(i64, &str, Cidr, Option<Ipv4Addr>)> = nodes
+    let mut all: Vec<(i64, &str, Subnet, Option<Ipv4Addr>)> = nodes
         .filter_map(|node| {
             let name = node.metadata.name.as_deref()?;
             let created = node.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second());
-            let cidr = Cidr::parse(node.spec.as_ref()?.pod_cidr.as_deref()?)?;
+            let cidr = Subnet::parse(node.spec.as_ref()?.pod_cidr.as_deref()?)?;
             Some((created, name, cidr, internal_ip(node)))
         })
         .collect();
@@ -108,12 +78,12 @@ pub(crate) fn way(json: &str) -> Option<Way> {
 }
 
 /// Our routes in what `ip -j -4 route show proto 115` says.
-pub(crate) fn installed(json: &str, metric: u32) -> BTreeMap<Cidr, Ipv4Addr> {
+pub(crate) fn installed(json: &str, metric: u32) -> BTreeMap<Subnet, Ipv4Addr> {
     let routes: Vec<serde_json::Value> = serde_json::from_str(json).unwrap_or_default();
     let ours = routes.iter().filter(|route| route.get("metric").and_then(|m| m.as_u64()) == Some(metric.into()));
     ours.filter_map(|route| {
         let text = |name: &str| route.get(name).and_then(|value| value.as_str());
-        Some((Cidr::parse(text("dst")?)?, text("gateway")?.parse().ok()?))
+        Some((Subnet::parse(text("dst")?)?, text("gateway")?.parse().ok()?))
     })
     .collect()
 }
@@ -125,11 +95,11 @@ pub(crate) fn metric(table: &str) -> u32 {
 
 /// Arguments of `ip` that lead from the routes in `installed` to those in `wanted`.
 pub(crate) fn route_commands(
-    wanted: &BTreeMap<Cidr, Ipv4Addr>,
-    installed: &BTreeMap<Cidr, Ipv4Addr>,
+    wanted: &BTreeMap<Subnet, Ipv4Addr>,
+    installed: &BTreeMap<Subnet, Ipv4Addr>,
     metric: u32,
 ) -> Vec<Vec<String>> {
-    let command = |verb: &str, cidr: &Cidr, via: &Ipv4Addr| -> Vec<String> {
+    let command = |verb: &str, cidr: &Subnet, via: &Ipv4Addr| -> Vec<String> {
         let text = format!("-4 route {verb} {cidr} via {via} proto {ROUTE_PROTOCOL} metric {metric}");
         text.split(' ').map(str::to_owned).collect()
     };
@@ -204,8 +174,8 @@ mod tests {
         .expect("a Node")
     }
 
-    fn cidr(text: &str) -> Cidr {
-        Cidr::parse(text).expect("a subnet")
+    fn cidr(text: &str) -> Subnet {
+        Subnet::parse(text).expect("a subnet")
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use scaleup_api::subnet::Subnet;
 use serde_json::{Value, json};
 
 use super::*;
@@ -42,7 +43,11 @@ impl Bench {
         let (services, _writer) = kube::runtime::reflector::store();
         let agent = Agent::new(config, api.client(), Arc::new(runtime.clone()), services, Default::default());
         let gateway = [10, 200, 0, 1].into();
-        agent.network.send_replace(Some(PodNetwork { name: "net".into(), cidr: "10.200.0.0/24".into(), gateway }));
+        agent.network.send_replace(Some(PodNetwork {
+            name: "net".into(),
+            cidr: Subnet::parse("10.200.0.0/24").unwrap(),
+            gateway,
+        }));
         let agent = Arc::new(agent);
         let (known, worker) = Self::spawn(&agent, pod);
         Self { api, runtime, agent, known, worker }
