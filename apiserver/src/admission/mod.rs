@@ -4,6 +4,7 @@
 //! what will be stored (and on deletions). Plugins are stateless: what they need to know, they read from the cache.
 //! Users' own plugins ([`policies`]) come last in both halves.
 
+mod component_restriction;
 mod default_ingress_class;
 mod default_toleration_seconds;
 mod namespace_lifecycle;
@@ -173,6 +174,7 @@ impl Chain {
             Box::new(namespace_lifecycle::NamespaceLifecycle),
             Box::new(service_account::ServiceAccount),
             Box::new(node_restriction::NodeRestriction),
+            Box::new(component_restriction::ComponentRestriction),
             Box::new(taint_nodes::TaintNodesByCondition),
             Box::new(priority::Priority),
             Box::new(default_toleration_seconds::DefaultTolerationSeconds),

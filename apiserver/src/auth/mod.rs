@@ -1,10 +1,11 @@
-//! Identity: who asks ([`authentication`]), and what they may do ([`rbac`], [`node`]).
+//! Identity: who asks ([`authentication`]), and what they may do ([`rbac`], [`node`], [`lb`]).
 //!
 //! Certificates and keys are made in [`pki`] and [`tokens`]; the default roles are rows of [`policy`]. Nothing here writes
 //! to the store, except [`rbac::aggregation`], and nothing here is asked twice for one request.
 
 pub mod authentication;
 pub mod impersonation;
+pub mod lb;
 pub mod node;
 pub mod pki;
 pub mod policy;

@@ -10,6 +10,7 @@ use k8s_openapi::api::authorization::v1::{NonResourceAttributes, ResourceAttribu
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::lb;
 use super::node::node_name;
 use super::rbac::escalation::full_authority;
 use super::rbac::rule::Rule;
@@ -174,9 +175,12 @@ fn rules_status(authorizer: &Authorizer, user: &UserInfo, namespace: &str) -> Va
         "nonResourceRules": paths.iter().map(path).collect::<Vec<_>>(),
         "incomplete": false,
     });
-    if node_name(user).is_some() {
-        status["incomplete"] = true.into();
-        status["evaluationError"] = "node authorizer does not support user rule resolution".into();
+    // As upstream says it of the first.
+    for (theirs, who) in [(node_name(user).is_some(), "node"), (lb::is_load_balancer(user), "load balancer")] {
+        if theirs {
+            status["incomplete"] = true.into();
+            status["evaluationError"] = format!("{who} authorizer does not support user rule resolution").into();
+        }
     }
     status
 }
@@ -276,6 +280,18 @@ mod tests {
     }
 
     #[test]
+    fn a_load_balancer_may_watch_certificates_only() {
+        let ask = |verb: &str, value: &str| {
+            let requirement = json!({"key": "type", "operator": "In", "values": [value]});
+            let resource =
+                json!({"verb": verb, "resource": "secrets", "fieldSelector": {"requirements": [requirement]}});
+            answer(&user(lb::LB_USER, &[]), json!({"resourceAttributes": resource}))["allowed"].clone()
+        };
+        assert_eq!((ask("watch", "kubernetes.io/tls"), ask("watch", "Opaque")), (json!(true), json!(false)));
+        assert_eq!(ask("get", "kubernetes.io/tls"), false);
+    }
+
+    #[test]
     fn rules_reviews_list_everything_once() {
         let status = rules_status(&authorizer(), &user("alice", &[]), "web");
         let resources = status["resourceRules"].as_array().unwrap();
@@ -285,6 +301,8 @@ mod tests {
         let all = rules_status(&authorizer(), &user("root", &[MASTERS]), "web");
         let star = json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]});
         assert_eq!(all["resourceRules"].as_array().unwrap().iter().filter(|r| **r == star).count(), 1);
-        assert_eq!(rules_status(&authorizer(), &user("system:node:n", &["system:nodes"]), "web")["incomplete"], true);
+        for more in [user("system:node:n", &["system:nodes"]), user(lb::LB_USER, &[])] {
+            assert_eq!(rules_status(&authorizer(), &more, "web")["incomplete"], true);
+        }
     }
 }

@@ -345,9 +345,8 @@ pub(super) const CLUSTER_ROLES: &[Role] = &[
             on(&["update patch"], GATEWAY, GATEWAY_STATUSES),
             on(READ, TRAFFIC, &["trafficpolicies"]),
             on(&["update patch"], TRAFFIC, &["trafficpolicies/status"]),
-            // Certificates and authorities. It asks for Secrets of type kubernetes.io/tls only, which RBAC cannot say.
-            on(READ, CORE, &["secrets", "configmaps"]),
-            on(&["get create update patch"], COORDINATION, &["leases"]),
+            // Authorities. Certificates are in Secrets, of which its authorizer lets it watch those of type kubernetes.io/tls.
+            on(READ, CORE, &["configmaps"]),
             EVENTS,
         ],
     ),

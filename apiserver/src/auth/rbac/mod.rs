@@ -17,6 +17,7 @@ use scaleup_api::selector::FieldSelector;
 
 use self::index::{Compiler, Grant, Index};
 use self::rule::Rule;
+use super::lb;
 use super::node::{NodeAuthorizer, NodeVerdict, node_name};
 use crate::cache::Reader;
 use crate::error::{ApiError, GroupResource};
@@ -184,6 +185,13 @@ impl Authorizer {
                 NodeVerdict::Allow => return Verdict::Allowed(None),
                 NodeVerdict::NoOpinion(reason) if reason.is_empty() => {}
                 NodeVerdict::NoOpinion(reason) => reasons.push(reason),
+            }
+        }
+        if lb::is_load_balancer(attributes.user) {
+            match lb::decide(attributes) {
+                Ok(()) => return Verdict::Allowed(None),
+                Err("") => {}
+                Err(reason) => reasons.push(reason.to_owned()),
             }
         }
         let index = self.index();
