@@ -21,11 +21,25 @@ use crate::snapshot::routes::HostPort;
 const MAX_PER_MESSAGE: usize = 64;
 /// Sockets accepted in one hand-over.
 const MAX_SOCKETS: usize = 65_536;
-/// Version, protocol, port (big endian), number of sockets that come with it.
+/// Version, kind, port (big endian), number of sockets that come with it.
 const HEADER: usize = 5;
 const VERSION: u8 = 1;
-/// Number of bytes that announce the end.
-const END: [u8; HEADER] = [VERSION, 0, 0, 0, 0];
+/// Kinds of messages: the end, sockets of one port of the proxy, sockets of DNS.
+const END: u8 = 0;
+const TCP: u8 = 1;
+const UDP: u8 = 2;
+const DNS: u8 = 3;
+/// The last message.
+const FINAL: [u8; HEADER] = [VERSION, END, 0, 0, 0];
+
+/// All that a process hands over.
+#[derive(Debug, Default)]
+pub struct Handed {
+    /// Of the proxy.
+    pub listening: Vec<Listening>,
+    /// Of cluster DNS: listening (TCP) or bound (UDP), each to an address that says what it is for.
+    pub dns: Vec<OwnedFd>,
+}
 
 /// The sockets of one port of the host, one per proxy thread of the predecessor.
 #[derive(Debug)]
@@ -37,23 +51,29 @@ pub struct Listening {
 }
 
 /// Sends the sockets; the caller keeps its own.
-pub fn send(stream: &UnixStream, listeners: &[Listening]) -> io::Result<()> {
-    for listener in listeners {
-        for sockets in listener.sockets.chunks(MAX_PER_MESSAGE) {
-            let [high, low] = listener.port.port.to_be_bytes();
-            let protocol = if listener.port.protocol == Protocol::Udp { 2 } else { 1 };
-            // MAX_PER_MESSAGE fits a byte.
-            let header = [VERSION, protocol, high, low, u8::try_from(sockets.len()).unwrap_or(0)];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PER_MESSAGE))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
-            if !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
-                return Err(io::Error::other("the control message does not fit"));
-            }
-            send_all(stream, &header, &mut control)?;
-        }
+pub fn send(stream: &UnixStream, handed: &Handed) -> io::Result<()> {
+    for listener in &handed.listening {
+        let kind = if listener.port.protocol == Protocol::Udp { UDP } else { TCP };
+        send_sockets(stream, kind, listener.port.port, &listener.sockets)?;
     }
-    send_all(stream, &END, &mut SendAncillaryBuffer::default())
+    send_sockets(stream, DNS, 0, &handed.dns)?;
+    send_all(stream, &FINAL, &mut SendAncillaryBuffer::default())
+}
+
+fn send_sockets(stream: &UnixStream, kind: u8, port: u16, sockets: &[OwnedFd]) -> io::Result<()> {
+    for sockets in sockets.chunks(MAX_PER_MESSAGE) {
+        let [high, low] = port.to_be_bytes();
+        // MAX_PER_MESSAGE fits a byte.
+        let header = [VERSION, kind, high, low, u8::try_from(sockets.len()).unwrap_or(0)];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PER_MESSAGE))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        if !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+            return Err(io::Error::other("the control message does not fit"));
+        }
+        send_all(stream, &header, &mut control)?;
+    }
+    Ok(())
 }
 
 fn send_all(stream: &UnixStream, header: &[u8], control: &mut SendAncillaryBuffer<'_, '_, '_>) -> io::Result<()> {
@@ -63,30 +83,34 @@ fn send_all(stream: &UnixStream, header: &[u8], control: &mut SendAncillaryBuffe
 }
 
 /// Receives what [`send`] sends.
-pub fn receive(stream: &UnixStream) -> io::Result<Vec<Listening>> {
-    let mut listeners: Vec<Listening> = Vec::new();
+pub fn receive(stream: &UnixStream) -> io::Result<Handed> {
+    let mut handed = Handed::default();
     let mut total = 0;
     loop {
         let mut header = [0; HEADER];
         let sockets = receive_one(stream, &mut header)?;
-        let [version, protocol, high, low, count] = header;
+        let [version, kind, high, low, count] = header;
         if version != VERSION || usize::from(count) != sockets.len() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the other process speaks another version"));
         }
-        let protocol = match protocol {
-            0 => return Ok(listeners),
-            1 => Protocol::Tcp,
-            2 => Protocol::Udp,
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "a socket of an unknown kind")),
-        };
         total += sockets.len();
         if total > MAX_SOCKETS {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "more sockets than can be taken over"));
         }
+        let protocol = match kind {
+            END => return Ok(handed),
+            DNS => {
+                handed.dns.extend(sockets);
+                continue;
+            }
+            TCP => Protocol::Tcp,
+            UDP => Protocol::Udp,
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "a socket of an unknown kind")),
+        };
         let port = HostPort { port: u16::from_be_bytes([high, low]), protocol };
-        match listeners.last_mut().filter(|last| last.port == port) {
+        match handed.listening.last_mut().filter(|last| last.port == port) {
             Some(last) => last.sockets.extend(sockets),
-            None => listeners.push(Listening { port, sockets }),
+            None => handed.listening.push(Listening { port, sockets }),
         }
     }
 }
@@ -132,15 +156,14 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         let mut client = TcpStream::connect(addr).expect("a connection that nobody accepts yet");
         client.write_all(b"hello").expect("sent");
-        send(
-            &ours,
-            &[
-                Listening { port: tcp(80), sockets: vec![listener.into()] },
-                Listening { port: HostPort { port: 53, protocol: Protocol::Udp }, sockets: many },
-            ],
-        )
-        .expect("sent");
-        let taken = receive(&theirs).expect("received");
+        let dns = vec![udp.try_clone().expect("a copy").into()];
+        let listening = vec![
+            Listening { port: tcp(80), sockets: vec![listener.into()] },
+            Listening { port: HostPort { port: 53, protocol: Protocol::Udp }, sockets: many },
+        ];
+        send(&ours, &Handed { listening, dns }).expect("sent");
+        let Handed { listening: taken, dns } = receive(&theirs).expect("received");
+        assert_eq!(dns.len(), 1);
         assert_eq!(
             taken.iter().map(|l| (l.port, l.sockets.len())).collect::<Vec<_>>(),
             [(tcp(80), 1), (HostPort { port: 53, protocol: Protocol::Udp }, 100)]

@@ -81,6 +81,7 @@ pub struct Lb {
     reports: Arc<watch::Sender<Report>>,
     sockets: Arc<listeners::Sockets>,
     dns_stats: dns::DnsStats,
+    dns_sockets: Arc<dns::DnsSockets>,
 }
 
 /// Assembles the role and registers its metrics.
@@ -98,6 +99,7 @@ pub fn build(config: Config, metrics_registry: &mut Registry) -> Lb {
         reports: Arc::new(watch::channel(Report::default()).0),
         sockets: Arc::default(),
         dns_stats,
+        dns_sockets: Arc::default(),
     }
 }
 
@@ -164,18 +166,22 @@ impl Lb {
     }
 
     /// Copies of the sockets that are listened on, for a successor.
-    pub fn listening(&self) -> std::io::Result<Vec<handover::Listening>> {
-        self.sockets.listening()
+    pub fn listening(&self) -> std::io::Result<handover::Handed> {
+        Ok(handover::Handed { listening: self.sockets.listening()?, dns: self.dns_sockets.copies()? })
     }
 
-    /// A successor serves the listeners now: when this role is shut down, idle connections may still ask for something.
+    /// A successor serves the listeners and DNS now: when this role is shut down, idle connections may still ask for something.
     pub fn hand_over(&self) {
         self.sockets.hand_over();
+        self.dns_sockets.hand_over();
     }
 
     /// Takes sockets over from a predecessor: a port that is wanted is served on them instead of being bound. Before [`Lb::run`].
-    pub fn adopt(&self, sockets: Vec<handover::Listening>) {
-        self.sockets.adopt(sockets);
+    pub fn adopt(&self, sockets: handover::Handed) {
+        self.sockets.adopt(sockets.listening);
+        if self.config.enable_dns {
+            self.dns_sockets.adopt(sockets.dns);
+        }
     }
 
     /// Waits until everything is tried that the first complete snapshot asks for; adopted sockets that nobody wants are closed then.
@@ -184,6 +190,10 @@ impl Lb {
         // An error means that the role has ended.
         let _ = reports.wait_for(|report| report.settled).await;
         self.sockets.drop_adopted();
+        if self.config.enable_dns {
+            self.dns_sockets.settled().await;
+        }
+        self.dns_sockets.drop_adopted();
     }
 
     /// Cumulative usage per Pod UID since this process started, for billing. Entries of Pods that are gone are kept for
@@ -239,6 +249,7 @@ impl Lb {
                 listen: config.dns_listen.clone(),
                 resolv_conf: config.resolv_conf.clone(),
                 stats: self.dns_stats.clone(),
+                sockets: self.dns_sockets.clone(),
             };
             parts.spawn(dns::run(dns, hub.clone(), shutdown.clone()));
         }

@@ -9,14 +9,14 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{AgentArgs, ApiserverArgs, ClientArgs, ControllersRoleArgs, LbRoleArgs, SchedulerArgs};
+use crate::cli::{AgentArgs, ApiserverArgs, ClientArgs, ControllersRoleArgs, SchedulerArgs};
 use crate::component::{self, Component};
 use crate::issue::serving;
 use crate::opened::Opened;
-use crate::{lbtool, preflight, process, roles, views};
+use crate::{preflight, process, roles, views};
 
 /// A client from a role's kubeconfig, and the CA in it.
-async fn client(args: &ClientArgs) -> Result<(kube::Client, String)> {
+pub async fn client(args: &ClientArgs) -> Result<(kube::Client, String)> {
     let shown = args.kubeconfig.display();
     let file = Kubeconfig::read_from(&args.kubeconfig)
         .with_context(|| format!("cannot read the kubeconfig {shown}; make one with: scaleup kubeconfig"))?;
@@ -77,7 +77,7 @@ pub async fn drain(tasks: &mut JoinSet<(&'static str, Result<()>)>) -> Result<()
 }
 
 /// Runs one role beside its metrics.
-async fn with_metrics(
+pub async fn with_metrics(
     listen: Option<SocketAddr>,
     registry: Registry,
     more: axum::Router,
@@ -94,7 +94,7 @@ async fn with_metrics(
 }
 
 /// Runs one role beside its entry in the view of components.
-async fn registered(
+pub async fn registered(
     client: kube::Client,
     role: &'static str,
     instance: String,
@@ -176,22 +176,4 @@ pub async fn agent(args: AgentArgs, shutdown: CancellationToken) -> Result<()> {
     let agent = scaleup_kubelet_lite::build(config, client, runtime, &mut registry).await?;
     // The agent's own API serves these metrics.
     agent.run(shutdown).await.map_err(Into::into)
-}
-
-/// `scaleup lb`
-pub async fn lb(args: LbRoleArgs, shutdown: CancellationToken) -> Result<()> {
-    if let Some(tool) = args.tool {
-        return lbtool::run(tool, shutdown).await;
-    }
-    let kubeconfig = args.kubeconfig.context("--kubeconfig is missing; make one with: scaleup kubeconfig")?;
-    let (client, _) = client(&ClientArgs { kubeconfig }).await?;
-    let node = roles::node_name(args.node_name.as_ref());
-    let mut registry = process::registry();
-    let config = roles::lb(&args.lb, &node, preflight::primary_address(), &args.service_cidr);
-    let lb = scaleup_lb::build(config, &mut registry);
-    let views = views::router(views::Source::Here(lb.clone()));
-    let role = lb.run(client.clone(), shutdown.clone());
-    let role = async { role.await.map_err(Into::into) };
-    let role = registered(client, "lb", node, None, shutdown.clone(), role);
-    with_metrics(args.metrics_listen, registry, views, shutdown, role).await
 }

@@ -1,10 +1,11 @@
-//! `--replace`: a new process takes over from the one that runs, without a refused connection.
+//! `--replace`: a new process takes over from the one that runs, without a refused connection or a lost DNS query.
 //!
 //! ```text
 //! successor  ── connects ──────────▶ predecessor
 //!            ◀─ listening sockets ──             both may accept from now on
 //!            ── R: release ────────▶             control plane drains, store closes, directory and API port are free;
-//!            ◀─ D: done ────────────             the load balancer serves what it knows
+//!            ◀─ D: done ────────────             the load balancer serves what it knows (one that runs alone has only
+//!                                                its metrics to let go)
 //! opens the store, serves the API, binds nothing new for ports it has taken
 //!            ── S: serving ────────▶             stops accepting, finishes what it has begun, ends
 //! ```
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use scaleup_lb::Lb;
-use scaleup_lb::handover::{self, Listening};
+use scaleup_lb::handover::{self, Handed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
@@ -100,7 +101,7 @@ impl Successor {
 pub struct Predecessor {
     stream: UnixStream,
     /// What it listens on.
-    pub sockets: Vec<Listening>,
+    pub sockets: Handed,
 }
 
 impl Predecessor {
@@ -119,7 +120,11 @@ impl Predecessor {
         let (mut stream, sockets) =
             blocking(stream, handover::receive).await.context("taking the sockets over failed")?;
         stream.write_all(&[RELEASE]).await?;
-        tracing::info!(ports = sockets.len(), "took the listening sockets over; waiting for the old process to let go");
+        tracing::info!(
+            ports = sockets.listening.len(),
+            dns = sockets.dns.len(),
+            "took the listening sockets over; waiting for the old process to let go"
+        );
         let done = tokio::time::timeout(RELEASE_TIMEOUT, stream.read_u8()).await;
         match done.context("the old process did not let go in time")? {
             Ok(DONE) => Ok(Some(Self { stream, sockets })),
@@ -150,7 +155,7 @@ pub async fn start<F>(
             let sockets = std::mem::take(&mut predecessor.sockets);
             (Some(predecessor), sockets)
         }
-        None => (None, Vec::new()),
+        None => (None, Handed::default()),
     };
     lb.adopt(sockets);
     let role = run(lb.clone());
@@ -167,7 +172,7 @@ pub async fn finish(mut successor: Successor, offer: &Offer, shutdown: &Cancella
         while !successor.released().await {
             tracing::error!(
                 "the new process went away before it served; traffic goes on here, without a control plane, until another one comes: \
-                 start scaleup up --replace again"
+                 start it with --replace again"
             );
             successor = offer.asked().await;
         }

@@ -7,6 +7,7 @@ mod cli;
 mod component;
 mod handover;
 mod issue;
+mod lbrole;
 mod lbtool;
 mod opened;
 mod plugintool;
@@ -69,7 +70,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Controllers(args) => alone::controllers(args, shutdown).await,
         Command::Scheduler(args) => alone::scheduler(args, shutdown).await,
         Command::Agent(args) => alone::agent(*args, shutdown).await,
-        Command::Lb(args) => alone::lb(*args, shutdown).await,
+        Command::Lb(args) => lbrole::run(*args, shutdown).await,
         Command::Plugin(tool) => return plugintool::run(tool).await,
         Command::Kubeconfig(args) => issue::kubeconfig(&args),
     };

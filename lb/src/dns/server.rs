@@ -1,6 +1,5 @@
 //! UDP and TCP sockets of cluster DNS (RFC 1035 §4.2, RFC 7766). Every packet is hostile: bounded, never a panic.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +8,11 @@ use hickory_proto::rr::Name;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::forward::{Forwarder, Reply, Transport};
+use super::sockets::Pair;
 use super::stats::DnsStats;
 use super::zone::{Outcome, UDP_PAYLOAD, Zone, response_to};
 use crate::hub::Hub;
@@ -23,6 +25,8 @@ const MIN_UDP_PAYLOAD: u16 = 512;
 const MAX_TCP_CONNECTIONS: usize = 128;
 /// A TCP connection is closed after this long without a query.
 const TCP_IDLE: Duration = Duration::from_secs(10);
+/// The same once we are to end: clients that ask again at once are still answered.
+const TCP_LAST: Duration = Duration::from_millis(500);
 /// Pause after a socket error, so that a persistent one does not spin.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
 /// Length of the fixed header.
@@ -36,28 +40,24 @@ pub(super) struct Context {
     pub stats: DnsStats,
 }
 
-/// Bound sockets of one address.
-pub(super) struct Sockets {
-    udp: Arc<UdpSocket>,
-    tcp: TcpListener,
+/// Serves until `stop`, then finishes what it has begun: what others answer, and what connections have sent.
+pub(super) async fn serve(sockets: Pair, context: Arc<Context>, stop: CancellationToken) {
+    let begun = TaskTracker::new();
+    let udp = serve_udp(Arc::new(sockets.udp), context.clone(), &begun, &stop);
+    tokio::join!(udp, serve_tcp(sockets.tcp, context, &begun, &stop));
+    begun.close();
+    begun.wait().await;
 }
 
-/// Binds both protocols on `addr`.
-pub(super) async fn bind(addr: SocketAddr) -> std::io::Result<Sockets> {
-    let tcp = TcpListener::bind(addr).await?;
-    let udp = UdpSocket::bind(addr).await?;
-    Ok(Sockets { udp: Arc::new(udp), tcp })
-}
-
-/// Serves until dropped.
-pub(super) async fn serve(sockets: Sockets, context: Arc<Context>) {
-    tokio::join!(serve_udp(sockets.udp, context.clone()), serve_tcp(sockets.tcp, context));
-}
-
-async fn serve_udp(socket: Arc<UdpSocket>, context: Arc<Context>) {
+async fn serve_udp(socket: Arc<UdpSocket>, context: Arc<Context>, begun: &TaskTracker, stop: &CancellationToken) {
     let mut buffer = vec![0; MAX_UDP_QUERY];
     loop {
-        let (length, peer) = match socket.recv_from(&mut buffer).await {
+        let received = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            received = socket.recv_from(&mut buffer) => received,
+        };
+        let (length, peer) = match received {
             Ok(received) => received,
             Err(error) => {
                 tracing::debug!(%error, "receiving a DNS query failed");
@@ -75,7 +75,7 @@ async fn serve_udp(socket: Arc<UdpSocket>, context: Arc<Context>) {
             }
             Decision::Ask(ask) => {
                 let (socket, context) = (socket.clone(), context.clone());
-                tokio::spawn(async move {
+                begun.spawn(async move {
                     if let Some(bytes) = context.resolve(*ask, Transport::Udp).await {
                         let _ = socket.send_to(&bytes, peer).await;
                     }
@@ -85,15 +85,24 @@ async fn serve_udp(socket: Arc<UdpSocket>, context: Arc<Context>) {
     }
 }
 
-async fn serve_tcp(listener: TcpListener, context: Arc<Context>) {
+async fn serve_tcp(listener: TcpListener, context: Arc<Context>, begun: &TaskTracker, stop: &CancellationToken) {
     let slots = Arc::new(Semaphore::new(MAX_TCP_CONNECTIONS));
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let context = context.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = serve_stream(stream, &context).await {
+        let accepted = async {
+            // The semaphore is never closed.
+            let slot = slots.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+            Ok::<_, std::io::Error>((slot, listener.accept().await?.0))
+        };
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = accepted => accepted,
+        };
+        match accepted {
+            Ok((slot, stream)) => {
+                let (context, stop) = (context.clone(), stop.clone());
+                begun.spawn(async move {
+                    if let Err(error) = serve_stream(stream, &context, &stop).await {
                         tracing::trace!(%error, "DNS connection ended");
                     }
                     drop(slot);
@@ -107,9 +116,14 @@ async fn serve_tcp(listener: TcpListener, context: Arc<Context>) {
     }
 }
 
-async fn serve_stream(mut stream: TcpStream, context: &Context) -> std::io::Result<()> {
+async fn serve_stream(mut stream: TcpStream, context: &Context, stop: &CancellationToken) -> std::io::Result<()> {
     let mut query = Vec::new();
     loop {
+        // How long a client may be silent depends on whether we are to end.
+        tokio::select! {
+            ready = tokio::time::timeout(TCP_IDLE, stream.readable()) => ready??,
+            () = async { stop.cancelled().await; tokio::time::sleep(TCP_LAST).await } => return Ok(()),
+        }
         let read = async {
             let length = stream.read_u16().await?;
             query.resize(usize::from(length), 0);

@@ -82,6 +82,14 @@ pub struct LbRoleArgs {
     /// Where this role's metrics are served, at /metrics; nowhere by default.
     #[arg(long, env = "SCALEUP_METRICS_LISTEN", value_name = "ADDR:PORT")]
     pub metrics_listen: Option<SocketAddr>,
+    /// Take over from the load balancer that has the hand-over socket, without refusing a connection or losing a DNS query; an ordinary
+    /// start if there is none.
+    #[arg(long)]
+    pub replace: bool,
+    /// Unix socket by which a successor with --replace finds this process; only its user may connect. By default
+    /// scaleup-lb-NODE.sock in $XDG_RUNTIME_DIR or /run.
+    #[arg(long, env = "SCALEUP_HANDOVER_SOCKET", value_name = "PATH")]
+    pub handover_socket: Option<PathBuf>,
 }
 
 /// `scaleup lb …`
