@@ -11,6 +11,7 @@ mod docs;
 mod drill;
 mod first_run;
 mod gateway_api;
+mod handover;
 mod identity;
 mod lb;
 mod node;
@@ -96,6 +97,7 @@ fn main() -> Result<()> {
     tests.extend(plugin_tools::tests(&cx));
     tests.extend(roles::tests(&cx));
     tests.extend(traffic::tests(&cx));
+    tests.extend(handover::tests(&cx));
     let conclusion = libtest_mimic::run(&arguments, tests);
     // The instances stop here, whatever the tests did.
     drop(cx);

@@ -19,10 +19,10 @@ pub fn tests(cx: &Cx) -> Vec<Trial> {
 
 /// Processes that end with the test.
 #[derive(Default)]
-struct Processes(Vec<Child>);
+pub(crate) struct Processes(Vec<Child>);
 
 impl Processes {
-    fn start(&mut self, dir: &std::path::Path, name: &str, command: &mut Command) -> Result<()> {
+    pub fn start(&mut self, dir: &std::path::Path, name: &str, command: &mut Command) -> Result<()> {
         let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
         self.0.push(
             command

@@ -44,14 +44,14 @@ fn own_address() -> Result<Ipv4Addr> {
 }
 
 /// An HTTP server that answers every request with its name.
-struct Endpoint {
-    addr: SocketAddr,
+pub(crate) struct Endpoint {
+    pub addr: SocketAddr,
     stop: CancellationToken,
     served: Arc<AtomicU64>,
 }
 
 impl Endpoint {
-    async fn start(name: &str) -> Result<Self> {
+    pub async fn start(name: &str) -> Result<Self> {
         let listener = TcpListener::bind((own_address()?, 0)).await?;
         let (addr, stop, served) = (listener.local_addr()?, CancellationToken::new(), Arc::new(AtomicU64::new(0)));
         let answer: Arc<[u8]> =
@@ -97,7 +97,13 @@ async fn serve(mut stream: TcpStream, answer: &[u8], count: &AtomicU64) -> std::
 }
 
 /// A Service without a selector and its EndpointSlice.
-async fn put_service(api: &Api, namespace: &str, name: &str, spec: Value, endpoints: &[SocketAddr]) -> Result<()> {
+pub(crate) async fn put_service(
+    api: &Api,
+    namespace: &str,
+    name: &str,
+    spec: Value,
+    endpoints: &[SocketAddr],
+) -> Result<()> {
     let mut service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": [{"name": "http", "port": 80}]}});
     if let (Some(all), Some(extra)) = (service["spec"].as_object_mut(), spec.as_object()) {
         all.extend(extra.clone());
@@ -141,7 +147,7 @@ async fn drop_slice(api: &Api, namespace: &str, service: &str, addr: SocketAddr)
     api.delete(&path, &Value::Null).await?.ok().map(drop)
 }
 
-async fn make_namespace(api: &Api, name: &str) -> Result<()> {
+pub(crate) async fn make_namespace(api: &Api, name: &str) -> Result<()> {
     let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
     api.post("/api/v1/namespaces", &object).await?.ok().map(drop)
 }
@@ -163,7 +169,7 @@ fn route(backends: &Value, filters: &Value) -> Value {
     })
 }
 
-async fn ask(port: u16) -> Result<String> {
+pub(crate) async fn ask(port: u16) -> Result<String> {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).pool_max_idle_per_host(0).build()?;
     Ok(client.get(format!("http://127.0.0.1:{port}/")).send().await?.error_for_status()?.text().await?)
 }
@@ -251,7 +257,7 @@ async fn drill_handovers_lose_nothing(_: Cx) -> Result<()> {
 }
 
 /// A connection per request, one after the other; how many, and how many failed.
-async fn fresh_connections(port: u16, stop: CancellationToken) -> Result<(usize, usize)> {
+pub(crate) async fn fresh_connections(port: u16, stop: CancellationToken) -> Result<(usize, usize)> {
     let (mut sent, mut failed) = (0, 0);
     while !stop.is_cancelled() {
         sent += 1;
