@@ -73,6 +73,26 @@ pub fn bridge_name(network: &str) -> String {
     format!("su-{:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3])
 }
 
+/// First major version of Docker that drops what comes to containers' own addresses from outside their bridge, in netfilter's raw
+/// table, where nothing behind it can let it through again.
+const FILTERS_DIRECT_ACCESS: u32 = 28;
+
+/// Options of a pod network, for a daemon of that version (`28.0.4`; one that cannot be read is an old one).
+pub fn network_options(name: &str, version: &str) -> HashMap<String, String> {
+    let option = |name: &str, value: &str| (format!("com.docker.network.bridge.{name}"), value.to_owned());
+    let mut options = HashMap::from([
+        option("name", &bridge_name(name)),
+        option("enable_icc", "true"),
+        option("enable_ip_masquerade", "true"),
+    ]);
+    let major: Option<u32> = version.trim_start_matches('v').split('.').next().and_then(|major| major.parse().ok());
+    if major.is_some_and(|major| major >= FILTERS_DIRECT_ACCESS) {
+        // Pods reach each other across nodes, and load balancers reach pods, by pods' own addresses.
+        options.extend([option("gateway_mode_ipv4", "nat-unprotected")]);
+    }
+    options
+}
+
 fn pod_labels(pod: &PodRef, kind: Kind, instance: &str) -> HashMap<String, String> {
     let kind = match kind {
         Kind::Sandbox => "podsandbox",
@@ -371,6 +391,24 @@ pub fn stats(answer: &ContainerStatsResponse) -> Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_are_reached_directly_whatever_the_daemon_filters() {
+        const MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
+        for (version, mode) in [
+            ("20.10.24+dfsg1", None),
+            ("27.5.1", None),
+            ("28.0.0", Some("nat-unprotected")),
+            ("v28.3.2-rd", Some("nat-unprotected")),
+            ("100.1", Some("nat-unprotected")),
+            ("", None),
+            ("library-import", None),
+        ] {
+            let options = network_options("net", version);
+            assert_eq!(options.get(MODE).map(String::as_str), mode, "{version}");
+            assert_eq!(options["com.docker.network.bridge.name"], bridge_name("net"));
+        }
+    }
 
     #[test]
     fn image_names_are_split() {

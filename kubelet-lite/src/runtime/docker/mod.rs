@@ -221,6 +221,7 @@ impl ContainerRuntime for DockerRuntime {
 
     async fn create_network(&self, name: &str, subnet: &str, gateway: Ipv4Addr) -> Result<()> {
         let docker = self.client().await?;
+        let version = self.version().await?.version;
         let address_range =
             IpamConfig { subnet: Some(subnet.into()), gateway: Some(gateway.to_string()), ..Default::default() };
         let request = NetworkCreateRequest {
@@ -228,11 +229,7 @@ impl ContainerRuntime for DockerRuntime {
             driver: Some("bridge".into()),
             ipam: Some(Ipam { config: Some(vec![address_range]), ..Default::default() }),
             labels: Some(HashMap::from([(labels::INSTANCE.into(), self.instance.clone())])),
-            options: Some(HashMap::from([
-                ("com.docker.network.bridge.name".into(), convert::bridge_name(name)),
-                ("com.docker.network.bridge.enable_icc".into(), "true".into()),
-                ("com.docker.network.bridge.enable_ip_masquerade".into(), "true".into()),
-            ])),
+            options: Some(convert::network_options(name, &version)),
             ..Default::default()
         };
         match docker.create_network(request).await.map_err(|e| self.error(e)) {
