@@ -68,11 +68,12 @@ fn add_port(items: &mut Vec<(Item, Value)>, plan: &ServicePlan, port: &PortPlan)
     // Addresses that a load balancer of somebody else has given; ours has a socket of its own.
     let foreign = plan.ingress.iter().filter(|_| plan.kind == ServiceType::NodePort).filter_map(|ip| ip.parse().ok());
     let external: Vec<IpAddr> = plan.external_ips.iter().copied().chain(foreign).collect();
-    // `externalTrafficPolicy` is about traffic from outside; what comes from here reaches all endpoints.
+    // `externalTrafficPolicy` is about traffic from outside; what comes from here reaches all endpoints, near ones first as hints
+    // say.
     let groups = [
         (Kind::Service, &plan.cluster_ips, &port.internal),
-        (Kind::Near, &external, &port.routed),
-        (Kind::Far, &external, &port.external),
+        (Kind::Near, &external, &port.cluster),
+        (Kind::Far, &external, if port.external_local { &port.external } else { &port.cluster }),
     ];
     for (kind, ips, endpoints) in groups {
         if ips.is_empty() {
@@ -88,7 +89,7 @@ fn add_port(items: &mut Vec<(Item, Value)>, plan: &ServicePlan, port: &PortPlan)
         }
     }
     if let Some(node_port) = port.node_port
-        && let Some(target) = target(items, plan, port.protocol, &port.routed)
+        && let Some(target) = target(items, plan, port.protocol, &port.cluster)
     {
         items.push(((Kind::NodePort, format!("{protocol} . {node_port}")), target));
     }

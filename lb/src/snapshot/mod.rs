@@ -170,6 +170,10 @@ pub struct PortPlan {
     pub internal: Arc<[EndpointPlan]>,
     /// Endpoints for traffic from outside (`externalTrafficPolicy` applied).
     pub external: Arc<[EndpointPlan]>,
+    /// Whether that policy is `Local`.
+    pub external_local: bool,
+    /// Endpoints for what the kernel sends from here to any in the cluster: those that hints name for this node or zone, else all.
+    pub cluster: Arc<[EndpointPlan]>,
     /// Endpoints for traffic of routes (Ingress, Gateway API): all of them.
     pub routed: Arc<[EndpointPlan]>,
     /// What TrafficPolicies and the Service itself say about its endpoints.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice, ForZone};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointHints, EndpointPort, EndpointSlice};
 
 use scaleup_api::well_known::ANNOTATION_ROUTING_POLICY;
 
@@ -186,6 +186,7 @@ fn plan_port(
     let all: Arc<[EndpointPlan]> = choose(&candidates, None).into();
     let restrict =
         |on: bool| -> Arc<[EndpointPlan]> { if on { choose(&candidates, node).into() } else { all.clone() } };
+    let cluster: Arc<[EndpointPlan]> = hinted(&all, &candidates, context).map_or_else(|| all.clone(), Arc::from);
     let requests: Vec<&RequestPart> = attached.iter().map(|attached| &*attached.request).collect();
     Some(PortPlan {
         port: u16::try_from(port.port).ok().filter(|port| *port != 0)?,
@@ -195,12 +196,10 @@ fn plan_port(
             .filter(|port| *port != 0 && matches!(kind, ServiceType::NodePort | ServiceType::LoadBalancer)),
         protocol,
         app: app_protocol(port),
-        internal: if local(&spec.internal_traffic_policy) {
-            restrict(true)
-        } else {
-            hinted(&all, &candidates, context).map_or_else(|| all.clone(), Arc::from)
-        },
+        internal: if local(&spec.internal_traffic_policy) { restrict(true) } else { cluster.clone() },
         external: restrict(local(&spec.external_traffic_policy)),
+        external_local: local(&spec.external_traffic_policy),
+        cluster,
         routed: all.clone(),
         policy: Arc::new(policy),
         requests: if requests.is_empty() { Arc::default() } else { Arc::new(request_policy(&requests)) },
@@ -239,22 +238,33 @@ fn own_policy(
     }
 }
 
-/// The endpoints meant for our zone, as kube-proxy chooses them: only if every endpoint has a hint and some name our zone.
+/// The endpoints meant for our node, or else for our zone, as kube-proxy chooses them (`topologyModeFromHints`): only if every ready endpoint has
+/// a hint of that kind and some name ours.
 fn hinted(
     all: &[EndpointPlan],
     candidates: &[Candidate<'_>],
     context: ServiceContext<'_>,
 ) -> Option<Vec<EndpointPlan>> {
-    let zone = context.nodes.get(context.config.node_name.as_str())?.zone.as_deref()?;
-    let mut near = Vec::new();
-    for endpoint in all {
-        let candidate = candidates.iter().find(|candidate| candidate.plan.addr == endpoint.addr)?;
-        let zones = candidate.zones?;
-        if zones.iter().any(|hint| hint.name == zone) {
-            near.push(endpoint.clone());
+    let node = context.config.node_name.as_str();
+    let zone = context.nodes.get(node).and_then(|facts| facts.zone.as_deref());
+    let by_addr: BTreeMap<SocketAddr, &Candidate<'_>> = candidates.iter().map(|c| (c.plan.addr, c)).collect();
+    let meant = |is_ours: &dyn Fn(&Candidate<'_>) -> Option<bool>| {
+        let mut near = Vec::new();
+        for endpoint in all {
+            // Those that only serve until they end are used without regard to hints.
+            let candidate = by_addr.get(&endpoint.addr).filter(|candidate| candidate.ready)?;
+            if is_ours(candidate)? {
+                near.push(endpoint.clone());
+            }
         }
-    }
-    (!near.is_empty()).then_some(near)
+        (!near.is_empty()).then_some(near)
+    };
+    let for_node =
+        |candidate: &Candidate<'_>| Some(candidate.hints?.for_nodes.as_ref()?.iter().any(|h| h.name == node));
+    let for_zone = |candidate: &Candidate<'_>| {
+        Some(candidate.hints?.for_zones.as_ref()?.iter().any(|h| Some(h.name.as_str()) == zone))
+    };
+    meant(&for_node).or_else(|| meant(&for_zone))
 }
 
 pub(super) fn parse_protocol(text: Option<&str>) -> Option<Protocol> {
@@ -289,7 +299,7 @@ struct Candidate<'a> {
     ready: bool,
     serving_while_terminating: bool,
     node: Option<&'a str>,
-    zones: Option<&'a [ForZone]>,
+    hints: Option<&'a EndpointHints>,
 }
 
 fn candidates<'a>(
@@ -343,7 +353,7 @@ fn candidate<'a>(
         ready,
         serving_while_terminating: serving && terminating,
         node: endpoint.node_name.as_deref(),
-        zones: endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_deref()),
+        hints: endpoint.hints.as_ref(),
     }
 }
 

@@ -208,6 +208,39 @@ fn hints_keep_traffic_from_inside_in_its_zone_if_all_endpoints_have_them() {
     check(json!([near, far]), &["10.1.0.1:8080"]);
     check(json!([near, far, silent]), &["10.1.0.1:8080", "10.1.0.2:8080", "10.1.0.3:8080"]);
     check(json!([far]), &["10.1.0.2:8080"]);
+    // A node's hint goes before a zone's, again if all have one; what ends is used whatever it says.
+    let here = json!({"addresses": ["10.1.0.4"], "hints": {"forNodes": [{"name": "n1"}], "forZones": [{"name": "a"}]}});
+    let there =
+        json!({"addresses": ["10.1.0.5"], "hints": {"forNodes": [{"name": "n2"}], "forZones": [{"name": "a"}]}});
+    check(json!([here, there]), &["10.1.0.4:8080"]);
+    check(json!([near, here]), &["10.1.0.1:8080", "10.1.0.4:8080"]);
+    check(json!([there]), &["10.1.0.5:8080"]);
+    let mut ending = here.clone();
+    ending["conditions"] = json!({"ready": false, "serving": true, "terminating": true});
+    let internal = |endpoints: Value| {
+        addresses(&compiled(json!({"ports": http_port()}), endpoints, &[node("n1", "a")]).ports[0].internal)
+    };
+    assert_eq!(internal(json!([there, ending])), ["10.1.0.5:8080"]);
+    let mut both = [ending, there];
+    both[1]["conditions"] = both[0]["conditions"].clone();
+    assert_eq!(internal(json!(both)), ["10.1.0.4:8080", "10.1.0.5:8080"]);
+}
+
+#[test]
+fn the_kernel_follows_hints_from_everywhere_but_for_local_traffic() {
+    let near = json!({"addresses": ["10.1.0.1"], "nodeName": "n2", "hints": {"forZones": [{"name": "a"}]}});
+    let far = json!({"addresses": ["10.1.0.2"], "nodeName": "n1", "hints": {"forZones": [{"name": "b"}]}});
+    let port = |spec: Value| {
+        let mut spec = spec;
+        spec["ports"] = http_port();
+        compiled(spec, json!([near, far]), &[node("n1", "a")]).ports[0].clone()
+    };
+    let cluster = port(json!({}));
+    assert_eq!((addresses(&cluster.cluster), cluster.external_local), (vec!["10.1.0.1:8080".to_owned()], false));
+    let local = port(json!({"internalTrafficPolicy": "Local", "type": "NodePort", "externalTrafficPolicy": "Local"}));
+    assert_eq!(addresses(&local.internal), ["10.1.0.2:8080"]);
+    assert_eq!((addresses(&local.external), local.external_local), (vec!["10.1.0.2:8080".to_owned()], true));
+    assert_eq!(addresses(&local.cluster), ["10.1.0.1:8080"]);
 }
 
 #[test]
