@@ -73,6 +73,7 @@ async fn roles_apart_on_etcd(_: Cx) -> Result<()> {
     let node = format!("it-{}-apart", std::process::id());
     let outcome = apart(dir, &node).await;
     scaleup_tests::docker::remove_node(&node);
+    scaleup_tests::docker::remove_mounts(dir);
     if outcome.is_err() {
         for name in ["apiserver", "controllers", "scheduler", "agent", "lb"] {
             let log = std::fs::read_to_string(dir.join(format!("{name}.log"))).unwrap_or_default();

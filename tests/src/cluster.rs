@@ -260,6 +260,7 @@ impl Drop for Cluster {
             "docker" => crate::docker::remove_node(&self.node),
             _ => crate::docker::remove_table(&self.node),
         }
+        crate::docker::remove_mounts(self.dir.path());
     }
 }
 

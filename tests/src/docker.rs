@@ -1,5 +1,6 @@
 //! Docker as a person sees it, the command line; and what an instance leaves on the machine.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -51,6 +52,25 @@ pub fn remove_node(node: &str) {
     }
 }
 
+/// Unmounts what is mounted below `dir`, the innermost first: Secret volumes are in memory, and stay so that pods go on.
+pub fn remove_mounts(dir: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for target in mounts_below(&mounts, dir) {
+        let _ = Command::new("umount").arg("--lazy").arg(target).output();
+    }
+}
+
+/// Where something is mounted below `dir` by the text of `/proc/self/mounts`, innermost first.
+fn mounts_below<'a>(mounts: &'a str, dir: &Path) -> Vec<&'a str> {
+    let mut found: Vec<&str> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .filter(|target| Path::new(target) != dir && Path::new(target).starts_with(dir))
+        .collect();
+    found.sort_by_key(|target| std::cmp::Reverse(target.len()));
+    found
+}
+
 /// Runs a script that builds an image, once per process.
 fn built(image: &str, script: &str, argument: &str) -> Result<String> {
     static BUILT: OnceLock<std::sync::Mutex<Vec<String>>> = OnceLock::new();
@@ -73,4 +93,17 @@ pub fn demo_image(tag: &str) -> Result<String> {
 /// An image with curl and getent, which resolve names as programs do.
 pub fn tools_image() -> Result<String> {
     built("scaleup-test/tools:v1", "tests/images/build-tools", "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_of_one_instance_are_told_from_others() {
+        let mounts = "proc /proc proc rw 0 0\ntmpfs /tmp/a/node/pods/1/s tmpfs rw 0 0\ntmpfs /tmp/ab/x tmpfs rw 0 0\n\
+                      tmpfs /tmp/a/node/pods/1/s/inner tmpfs rw 0 0\ntmpfs /tmp/a tmpfs rw 0 0\n";
+        let expected = ["/tmp/a/node/pods/1/s/inner", "/tmp/a/node/pods/1/s"];
+        assert_eq!(mounts_below(mounts, Path::new("/tmp/a")), expected);
+    }
 }
