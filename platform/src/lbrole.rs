@@ -39,11 +39,11 @@ pub async fn run(args: LbRoleArgs, shutdown: CancellationToken) -> Result<()> {
     // The entry in the view of components, and metrics: a successor has its own.
     let stop = side_stop.clone();
     side.spawn(async move {
-        let idle = async { stop.cancelled().await };
-        let beside = registered(client, "lb", node, None, stop.clone(), async {
-            idle.await;
+        let idle = async {
+            stop.cancelled().await;
             Ok(())
-        });
+        };
+        let beside = registered(client, "lb", node, None, stop.clone(), idle);
         ("metrics", with_metrics(args.metrics_listen, registry, views, stop.clone(), beside).await)
     });
 

@@ -44,7 +44,8 @@ pub enum ConfigError {
     /// The range cannot be divided like this.
     #[error(
         "nodes cannot have a /{1} each of the cluster CIDR {0}: the node mask must be at least as long as the range's and at most \
-         {MAX_PART_BITS} bits longer"
+         {max} bits longer",
+        max = MAX_PART_BITS
     )]
     Mask(Subnet, u32),
 }

@@ -60,12 +60,14 @@ pub async fn ensure(agent: &Agent, assigned: Option<Subnet>) -> Result<PodNetwor
         match assigned.filter(|subnet| *subnet != found.cidr) {
             None => return Ok(found),
             Some(subnet) => {
-                tracing::info!(had = %found.cidr, %subnet, "the pod network is made again with the assigned subnet");
                 if let Err(error) = agent.runtime.remove_network(&name).await {
                     // Containers are connected: they are worth more than the way to them from other nodes.
-                    tracing::warn!(%error, cidr = %found.cidr, %subnet, "the pod network stays as it is; drain the node to change it");
+                    if agent.network.borrow().as_ref() != Some(&found) {
+                        tracing::warn!(%error, cidr = %found.cidr, %subnet, "the pod network is in use and keeps its subnet; drain the node to change it");
+                    }
                     return Ok(found);
                 }
+                tracing::info!(had = %found.cidr, %subnet, "the pod network is made again with the assigned subnet");
             }
         }
     }

@@ -66,8 +66,7 @@ pub(crate) async fn run(config: DnsConfig, hub: Arc<Hub>, shutdown: Cancellation
     let forwarder = Arc::new(Forwarder::new(config.resolv_conf.clone(), config.stats.clone()));
     let mut snapshots = hub.subscribe();
     // The predecessor answers until we know as much as it does.
-    if config.sockets.has_adopted() {
-        snapshots.mark_unchanged();
+    if config.sockets.has_adopted() && !hub.is_published() {
         tokio::select! {
             changed = snapshots.changed() => if changed.is_err() { return },
             () = shutdown.cancelled() => return,

@@ -120,10 +120,11 @@ async fn serve_stream(mut stream: TcpStream, context: &Context, stop: &Cancellat
     let mut query = Vec::new();
     loop {
         // How long a client may be silent depends on whether we are to end.
+        let mut first = [0];
         tokio::select! {
-            ready = tokio::time::timeout(TCP_IDLE, stream.readable()) => ready??,
+            ready = tokio::time::timeout(TCP_IDLE, stream.peek(&mut first)) => ready??,
             () = async { stop.cancelled().await; tokio::time::sleep(TCP_LAST).await } => return Ok(()),
-        }
+        };
         let read = async {
             let length = stream.read_u16().await?;
             query.resize(usize::from(length), 0);

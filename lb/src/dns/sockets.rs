@@ -80,7 +80,7 @@ impl DnsSockets {
     }
 
     /// Both sockets of `addr`: a predecessor's as far as there are any, else new ones.
-    pub async fn open(&self, addr: SocketAddr) -> io::Result<Pair> {
+    pub(super) async fn open(&self, addr: SocketAddr) -> io::Result<Pair> {
         let Adopted { udp, tcp } = self.adopted.lock().remove(&addr).unwrap_or_default();
         let tcp = match tcp {
             Some(socket) => TcpListener::from_std(socket.into())?,
