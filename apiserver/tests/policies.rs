@@ -16,7 +16,8 @@ use scaleup_apiserver::server::{ApiServer, Server, ServerConfig};
 use scaleup_apiserver::user::UserInfo;
 use scaleup_plugins::testing::{Guest, by_name};
 use scaleup_plugins::{
-    Class, Compiler, FailurePolicy, Generation, Host, HostOptions, Limits, OnFailure, PluginKey, Pool, Setup, World,
+    Class, Compiler, FailurePolicy, Generation, Host, HostOptions, Limits, OnFailure, Outcome, PluginKey, Pool, Record,
+    Recording, Setup, World,
 };
 use scaleup_store::memory::MemoryStore;
 use serde_json::{Value, json};
@@ -84,6 +85,13 @@ impl Lab {
         let warnings = warnings.map(|value| value.to_str().unwrap().to_owned()).collect();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         Answer { code, warnings, body: serde_json::from_slice(&bytes).unwrap_or_default() }
+    }
+
+    async fn text(&self, path: &str) -> String {
+        let admin = self.server.in_process(UserInfo::system("admin", &["system:masters"]));
+        let response = admin.oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 200);
+        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
     }
 
     async fn post(&self, path: &str, body: &Value) -> Answer {
@@ -224,6 +232,26 @@ async fn absent_plugins() {
     lab.post(MAPS, &map("a")).await.is(201);
 }
 
+async fn records() {
+    let lab = Lab::guarded().await;
+    let path = "/plugins/records?plugin=guard";
+    assert_eq!(lab.text(path).await, "", "nothing is recorded unless it is asked for");
+    let slot = lab.server.config.plugins.slot(&PluginKey::cluster("guard"), World::Admission);
+    slot.set_recording(Some(Recording { percent: 100, records: 10, plain_headers: Box::default() }));
+    lab.post(MAPS, &map("denied")).await.is(403);
+    lab.post(MAPS, &map("allowed")).await.is(201);
+    let lines = lab.text(path).await;
+    let records: Vec<Record> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names: Vec<_> = records.iter().map(|record| record.input["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["denied", "allowed", "allowed"], "each phase is a decision");
+    assert!(matches!(&records[0].outcome, Outcome::Answer(answer) if answer["verdict"]["deny"].is_object()));
+    lab.send(Method::GET, "/plugins/records?plugin=other", &Value::Null).await.is(404);
+    lab.send(Method::GET, "/plugins/records", &Value::Null).await.is(400);
+    let nobody = lab.server.in_process(UserInfo::system("nobody", &[]));
+    let refused = nobody.oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(refused.status(), 403);
+}
+
 async fn versions_of_a_kind() {
     let lab = Lab::start().await;
     lab.bind("guard", "", &["events"]).await;
@@ -254,6 +282,7 @@ fn main() -> ExitCode {
         trial("who_saw_an_older_state_is_asked_again", reinvocation),
         trial("failure_policies_decide_about_failures", failures),
         trial("a_plugin_that_is_not_there_refuses_until_it_is_deleted", absent_plugins),
+        trial("recorded_decisions_are_handed_out_to_those_who_may", records),
         trial("a_rule_holds_for_every_version_of_a_kind", versions_of_a_kind),
     ];
     libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials).exit_code()
