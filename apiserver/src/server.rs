@@ -5,6 +5,7 @@
 
 mod in_process;
 mod pipeline;
+mod records;
 mod routes;
 mod tls;
 

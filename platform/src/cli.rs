@@ -15,7 +15,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use lb::{ExplainArgs, LbArgs, LbRoleArgs, LbTool, OutputFormat, TopArgs, UserArgs};
-pub use plugin::{BenchArgs, BuildArgs, Language, NewArgs, PluginTool, ReplayArgs, TestArgs, ValidateArgs};
+pub use plugin::{
+    BenchArgs, BuildArgs, Language, NewArgs, PluginTool, RecordsArgs, ReplayArgs, TestArgs, ValidateArgs,
+};
 
 /// Largest configuration file read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;

@@ -7,6 +7,7 @@ mod build;
 mod examples;
 mod local;
 mod project;
+mod records;
 mod replay;
 mod templates;
 mod test;
@@ -26,6 +27,7 @@ pub async fn run(tool: PluginTool) -> Result<ExitCode> {
         PluginTool::Validate(args) => validate::run(&args).await,
         PluginTool::Test(args) => test::run(&args).await,
         PluginTool::Bench(args) => bench::run(&args).await,
+        PluginTool::Records(args) => records::run(&args).await,
         PluginTool::Replay(args) => Ok(replay::run(&args).await),
     }
 }

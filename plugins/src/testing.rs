@@ -3,6 +3,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "for tests and benchmarks only")]
 
+pub mod by_name;
 pub mod routing;
 
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};

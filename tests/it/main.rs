@@ -18,6 +18,7 @@ mod node;
 mod path;
 mod peers;
 mod plugin_tools;
+mod policy;
 mod roles;
 mod traffic;
 
@@ -94,6 +95,7 @@ fn main() -> Result<()> {
     tests.extend(node::tests(&cx));
     tests.extend(path::tests(&cx));
     tests.extend(peers::tests(&cx));
+    tests.extend(policy::tests(&cx));
     tests.extend(plugin_tools::tests(&cx));
     tests.extend(roles::tests(&cx));
     tests.extend(traffic::tests(&cx));

@@ -187,7 +187,7 @@ fn labels(request: &Request, asked: Option<&Asked>) -> RequestLabels {
         _ => "OTHER",
     };
     let Some((asked, row)) = asked.and_then(|a| a.row.as_ref().map(|row| (a, row))) else {
-        let known = ["livez", "readyz", "healthz", "version", "metrics", "lb", "api", "apis", "openapi"];
+        let known = ["livez", "readyz", "healthz", "version", "metrics", "lb", "plugins", "api", "apis", "openapi"];
         let first = request.uri().path().trim_start_matches('/').split('/').next().unwrap_or_default();
         let subresource = known.into_iter().find(|k| *k == first).unwrap_or_default();
         return RequestLabels { verb, group: "".into(), resource: "".into(), subresource };

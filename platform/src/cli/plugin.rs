@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use scaleup_plugins::World;
 
-use super::{OutputFormat, duration};
+use super::{OutputFormat, UserArgs, duration};
 
 /// `scaleup plugin …`
 #[derive(Subcommand, Debug, Clone)]
@@ -21,6 +21,8 @@ pub enum PluginTool {
     Test(TestArgs),
     /// Measures decisions: how many per second, how long one takes, and how long starting takes.
     Bench(BenchArgs),
+    /// Prints the decisions of a plugin that were recorded where the API server runs, one JSON object per line.
+    Records(RecordsArgs),
     /// Takes recorded decisions again and prints what would have changed. Exit code 0: nothing, 1: something, 2: it could not be found out.
     Replay(ReplayArgs),
 }
@@ -95,6 +97,18 @@ pub struct BenchArgs {
     /// How it looks.
     #[arg(short, long, default_value = "table")]
     pub output: OutputFormat,
+}
+
+/// `scaleup plugin records`
+#[derive(Args, Debug, Clone)]
+pub struct RecordsArgs {
+    /// The plugin's name.
+    pub name: String,
+    /// Namespace of a WasmPlugin; without, it is a ClusterWasmPlugin.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    #[command(flatten)]
+    pub user: UserArgs,
 }
 
 /// `scaleup plugin replay`

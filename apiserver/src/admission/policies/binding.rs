@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
-use scaleup_api::plugin::{AdmissionRule, WasmPlugin};
+use scaleup_api::plugin::{AdmissionRule, WasmPluginSpec};
 use scaleup_api::selector::LabelSelector;
 use scaleup_plugins::{PluginKey, Registry as Plugins, Slot, World};
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
@@ -45,6 +46,12 @@ pub(super) struct Bound {
     objects: LabelSelector,
 }
 
+/// What both kinds have in common.
+#[derive(Deserialize)]
+struct AnyPlugin {
+    spec: WasmPluginSpec,
+}
+
 /// All bindings: cluster-wide ones first, then by namespace, each by name.
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -73,9 +80,14 @@ fn selector(given: Option<&meta::LabelSelector>) -> LabelSelector {
 impl Bound {
     /// `None` for a plugin that has nothing to do with admission.
     fn new(object: &Cached, key: PluginKey, plugins: &Plugins, turns: Option<Arc<Semaphore>>) -> Option<Self> {
-        // Both kinds have the same specification.
-        let plugin: WasmPlugin = serde_json::from_slice(&object.json).ok()?;
-        let binding = plugin.spec.admission.filter(|_| plugin.spec.world == World::Admission.name())?;
+        let spec = match serde_json::from_slice::<AnyPlugin>(&object.json) {
+            Ok(plugin) => plugin.spec,
+            Err(error) => {
+                tracing::warn!(plugin = %key, %error, "a stored plugin cannot be read; nobody is asked");
+                return None;
+            }
+        };
+        let binding = spec.admission.filter(|_| spec.world == World::Admission.name())?;
         Some(Self {
             slot: plugins.slot(&key, World::Admission),
             key,
@@ -86,11 +98,11 @@ impl Bound {
         })
     }
 
-    /// Whether it is asked about this write, as the object is now.
-    pub fn concerns(&self, attributes: &Attributes<'_>, registry: &Registry, caches: &dyn Reader) -> bool {
+    /// Whether it is asked about this write, as the object is now. `rows` are the [`versions`] of its kind.
+    pub fn concerns(&self, attributes: &Attributes<'_>, rows: &[Arc<Resource>], caches: &dyn Reader) -> bool {
         let own = self.key.namespace.is_empty()
             || (attributes.resource.namespaced() && *self.key.namespace == *attributes.namespace);
-        own && self.rules.iter().any(|rule| concerns(rule, attributes, registry))
+        own && self.rules.iter().any(|rule| concerns(rule, attributes, rows))
             && self.selects_namespace(attributes, caches)
             && self.selects_object(attributes)
     }
@@ -144,16 +156,16 @@ fn names(list: &[String], name: &str) -> bool {
     list.iter().any(|given| given == "*" || given == name)
 }
 
-fn concerns(rule: &AdmissionRule, attributes: &Attributes<'_>, registry: &Registry) -> bool {
-    let operation = super::operation(attributes).1;
+/// All versions of a kind: nobody gets around a rule by another one (upstream's `matchPolicy: Equivalent`).
+pub(super) fn versions(of: &Resource, registry: &Registry) -> Vec<Arc<Resource>> {
+    registry.rows().iter().filter(|row| row.stored_as() == of.stored_as()).cloned().collect()
+}
+
+fn concerns(rule: &AdmissionRule, attributes: &Attributes<'_>, rows: &[Arc<Resource>]) -> bool {
     let subresource = attributes.subresource.unwrap_or_default();
     let wildcards = !is_upkeep(attributes);
-    names(&rule.operations, operation)
-        && (covers(rule, attributes.resource, subresource, wildcards)
-            // Nobody gets around a rule by another version of the same kind (upstream's `matchPolicy: Equivalent`).
-            || registry.rows().iter().any(|row| {
-                row.stored_as() == attributes.resource.stored_as() && covers(rule, row, subresource, wildcards)
-            }))
+    names(&rule.operations, super::operation(attributes).1)
+        && rows.iter().any(|row| covers(rule, row, subresource, wildcards))
 }
 
 fn covers(rule: &AdmissionRule, row: &Resource, subresource: &str, wildcards: bool) -> bool {
@@ -177,7 +189,8 @@ mod tests {
     use crate::auth::testing::{MapReader, user};
 
     fn bound(namespace: &str, admission: Value) -> Bound {
-        let object = json!({"apiVersion": "policy.scaleup.dev/v1", "kind": "WasmPlugin",
+        let kind = if namespace.is_empty() { "ClusterWasmPlugin" } else { "WasmPlugin" };
+        let object = json!({"apiVersion": "policy.scaleup.dev/v1", "kind": kind,
             "metadata": {"name": "p", "namespace": namespace},
             "spec": {"world": "admission", "source": {"inline": ""}, "admission": admission}});
         let key = PluginKey::namespaced(namespace, "p");
@@ -200,7 +213,8 @@ mod tests {
     #[track_caller]
     fn check(bound: &Bound, mut write: Write, expected: bool) {
         let registry = crate::registry::table::builtin();
-        assert_eq!(write.with(|attributes| bound.concerns(attributes, &registry, &*caches())), expected);
+        let rows = versions(&write.resource, &registry);
+        assert_eq!(write.with(|attributes| bound.concerns(attributes, &rows, &*caches())), expected);
     }
 
     #[test]

@@ -27,6 +27,7 @@ use self::binding::{Bound, Index};
 use self::call::operation;
 use super::Attributes;
 use crate::error::{ApiError, Cause, Details};
+use crate::registry::Resource;
 
 /// Calls of all plugins at a time.
 const MAX_CALLS: usize = 32;
@@ -57,6 +58,8 @@ pub struct Policies {
 /// Plugins that may be asked about a write, and what they have seen of it.
 pub(super) struct Round {
     index: Arc<Index>,
+    /// The versions of the object's kind.
+    rows: Vec<Arc<Resource>>,
     /// Which state of the object each plugin decided on last.
     seen: Vec<Option<u32>>,
     /// Number of the object's present state.
@@ -122,7 +125,8 @@ impl Policies {
         if index.bound.is_empty() || binding::is_exempt(attributes) {
             return None;
         }
-        Some(Round { seen: vec![None; index.bound.len()], index, state: 0, number: 0 })
+        let rows = binding::versions(attributes.resource, &server.registry.load());
+        Some(Round { seen: vec![None; index.bound.len()], index, rows, state: 0, number: 0 })
     }
 
     /// Lets plugins change the object, those that have not decided on its present state.
@@ -132,18 +136,19 @@ impl Policies {
         attributes: &mut Attributes<'_>,
         round: &mut Round,
     ) -> Result<(), ApiError> {
-        let (index, registry) = (round.index.clone(), server.registry.load_full());
-        let mut input = None;
+        let index = round.index.clone();
+        let (mut input, mut count) = (None, 0);
         for (at, bound) in index.bound.iter().enumerate() {
             let outdated = round.seen[at].is_some_and(|seen| seen < round.state);
             let due = if round.number == 0 { true } else { outdated };
-            if !due || !bound.concerns(attributes, &registry, &*server.caches) {
+            if !due || !bound.concerns(attributes, &round.rows, &*server.caches) {
                 continue;
             }
             let asked =
                 input.get_or_insert_with(|| Arc::new(call::input(attributes, Phase::Mutate, &*server.caches))).clone();
-            let note =
-                Note { policies: self, bound, half: 0, key: format!("{MUTATION}/round_{}_index_{at}", round.number) };
+            let key = format!("{MUTATION}/round_{}_index_{count}", round.number);
+            let note = Note { policies: self, bound, half: 0, key };
+            count += 1;
             if self.mutate_by(&note, attributes, asked).await? {
                 round.state += 1;
                 input = None;
@@ -193,16 +198,16 @@ impl Policies {
         attributes: &Attributes<'_>,
         round: &Round,
     ) -> Result<(), ApiError> {
-        let registry = server.registry.load_full();
-        let mut input = None;
-        for (at, bound) in round.index.bound.iter().enumerate() {
-            if !bound.concerns(attributes, &registry, &*server.caches) {
+        let (mut input, mut count) = (None, 0);
+        for bound in &round.index.bound {
+            if !bound.concerns(attributes, &round.rows, &*server.caches) {
                 continue;
             }
             let asked = input
                 .get_or_insert_with(|| Arc::new(call::input(attributes, Phase::Validate, &*server.caches)))
                 .clone();
-            let note = Note { policies: self, bound, half: 1, key: format!("{VALIDATION}/index_{at}") };
+            let note = Note { policies: self, bound, half: 1, key: format!("{VALIDATION}/index_{count}") };
+            count += 1;
             match call::ask(bound, &self.calls, asked).await {
                 Ok(decided) => {
                     note.verdict(attributes, &decided)?;

@@ -1,0 +1,86 @@
+//! Scheduling: profiles that a plugin makes, reasons, and what happens when it fails.
+
+use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
+use scaleup_plugins::testing::by_name;
+use scaleup_tests::eventually;
+use scaleup_tests::kubectl::Kubectl;
+use serde_json::{Value, json};
+
+use super::{activate, plugin};
+use crate::{Cx, trials};
+
+pub fn tests(cx: &Cx) -> Vec<Trial> {
+    trials![cx, "policy::scheduling", a_plugin_makes_a_profile, a_hostile_plugin_blocks_nobody]
+}
+
+fn pod(name: &str, scheduler: &str) -> String {
+    let containers = json!([{"name": "c", "image": "registry.example/app:v1"}]);
+    let spec = json!({"schedulerName": scheduler, "containers": containers, "terminationGracePeriodSeconds": 0});
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}).to_string()
+}
+
+async fn node_of(kubectl: &Kubectl, namespace: &str, pod: &str) -> Result<()> {
+    eventually(&format!("a node for {pod}"), || async {
+        let pod = kubectl.json(&format!("-n {namespace} get pod {pod}")).await?;
+        Ok(pod["spec"]["nodeName"].is_string().then_some(()))
+    })
+    .await
+}
+
+async fn said(kubectl: &Kubectl, namespace: &str, pod: &str, text: &str) -> Result<()> {
+    eventually(&format!("the event {text:?} on {pod}"), || async {
+        let events =
+            kubectl.json(&format!("-n {namespace} get events --field-selector involvedObject.name={pod}")).await?;
+        let said = events["items"].as_array().into_iter().flatten().any(|event| {
+            event["reason"] == "FailedScheduling" && event["message"].as_str().is_some_and(|said| said.contains(text))
+        });
+        anyhow::ensure!(said, "{}", events["items"]);
+        Ok(Some(()))
+    })
+    .await
+}
+
+async fn a_plugin_makes_a_profile(cx: Cx) -> Result<()> {
+    const NS: &str = "policy-profile";
+    let kubectl = cx.fake().await?.kubectl();
+    kubectl.namespace(NS).await?;
+    kubectl.apply_in(NS, &pod("early", "it-gpu")).await?;
+    kubectl.apply_in(NS, &pod("reference", "default-scheduler")).await?;
+    node_of(&kubectl, NS, "reference").await?;
+    let early = kubectl.json(&format!("-n {NS} get pod early")).await?;
+    ensure!(early["spec"]["nodeName"] == Value::Null, "nobody schedules for this name yet: {early}");
+    let binding = json!({"scheduling": {"schedulerNames": ["it-gpu"], "weight": 5}});
+    activate(&kubectl, &plugin("", "it-gpu", "scheduling", &by_name::scheduling(), binding)).await?;
+    node_of(&kubectl, NS, "early").await?;
+    kubectl.apply_in(NS, &pod("rejected", "it-gpu")).await?;
+    let text = r#" plugin "it-gpu": no free GPU."#;
+    said(&kubectl, NS, "rejected", text).await?;
+    let condition = kubectl.json(&format!("-n {NS} get pod rejected")).await?["status"]["conditions"][0].clone();
+    ensure!(condition["reason"] == "Unschedulable", "{condition}");
+    ensure!(condition["message"].as_str().is_some_and(|m| m.starts_with("0/") && m.ends_with(text)), "{condition}");
+    // Pods of other schedulers are none of its business.
+    kubectl.apply_in(NS, &pod("regular", "default-scheduler")).await?;
+    node_of(&kubectl, NS, "regular").await?;
+    kubectl.ok("delete clusterwasmplugin it-gpu").await.map(drop)
+}
+
+async fn a_hostile_plugin_blocks_nobody(cx: Cx) -> Result<()> {
+    const NS: &str = "policy-hostile-pods";
+    let kubectl = cx.fake().await?.kubectl();
+    kubectl.namespace(NS).await?;
+    kubectl.namespace("policy-neighbour").await?;
+    let refuse = json!({"failurePolicy": {"timeout": "Refuse", "invalidOutput": "BuiltIn"}});
+    activate(&kubectl, &plugin(NS, "hostile", "scheduling", &by_name::scheduling(), refuse)).await?;
+    kubectl.apply_in(NS, &pod("loop", "default-scheduler")).await?;
+    let text = format!(r#"plugin "{NS}/hostile" gave no answer: timeout: "#);
+    said(&kubectl, NS, "loop", &text).await?;
+    // An answer that is none: the built-in plugins decide.
+    kubectl.apply_in(NS, &pod("x-nonsense", "default-scheduler")).await?;
+    node_of(&kubectl, NS, "x-nonsense").await?;
+    kubectl.apply_in("policy-neighbour", &pod("l-neighbour", "default-scheduler")).await?;
+    node_of(&kubectl, "policy-neighbour", "l-neighbour").await?;
+    // The pod that waits goes on when the plugin is gone.
+    kubectl.ok(&format!("-n {NS} delete wasmplugin hostile")).await?;
+    node_of(&kubectl, NS, "loop").await
+}
