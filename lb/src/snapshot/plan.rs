@@ -245,6 +245,10 @@ fn hinted(
     candidates: &[Candidate<'_>],
     context: ServiceContext<'_>,
 ) -> Option<Vec<EndpointPlan>> {
+    // Most Services have none.
+    if candidates.iter().all(|candidate| candidate.hints.is_none()) {
+        return None;
+    }
     let node = context.config.node_name.as_str();
     let zone = context.nodes.get(node).and_then(|facts| facts.zone.as_deref());
     let by_addr: BTreeMap<SocketAddr, &Candidate<'_>> = candidates.iter().map(|c| (c.plan.addr, c)).collect();
