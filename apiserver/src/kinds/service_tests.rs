@@ -42,6 +42,24 @@ fn check(spec: &str, expected: &[&str]) {
 }
 
 #[test]
+fn a_plugin_is_named_as_it_can_be_found() {
+    let annotated = |value: &str| {
+        format!(
+            "{{metadata: {{name: web, annotations: {{traffic.scaleup.dev/policy: '{value}'}}}}, spec: {{ports: [{{port: 80}}]}}}}"
+        )
+    };
+    for good in ["canary", "ClusterWasmPlugin/canary"] {
+        assert_eq!(create(ServiceRules, &annotated(good)).err(), None, "{good}");
+    }
+    for bad in ["", "a/b", "WasmPlugin/a", "A"] {
+        let name = names::dns1123_subdomain(bad).expect_err("bad");
+        let why = format!("must be the name of a WasmPlugin, or 'ClusterWasmPlugin/' and a name: {name}");
+        let expected = format!("metadata.annotations[traffic.scaleup.dev/policy]: Invalid value: {bad:?}: {why}");
+        refused(ServiceRules, &annotated(bad), &[&expected]);
+    }
+}
+
+#[test]
 fn names_and_ports() {
     let name = names::dns1035_label("1web").expect_err("bad");
     refused(

@@ -95,7 +95,7 @@ impl SpecRules for TrafficPolicySpec {
 
 fn policy_ref(errors: &mut Errors, at: &Path<'_>, part: &PolicyRef) {
     if !part.kind.is_empty() {
-        field::one_of(errors, &at.child("kind"), &part.kind, &["WasmPlugin", "ClusterWasmPlugin"]);
+        field::one_of(errors, &at.child("kind"), &part.kind, &["ClusterWasmPlugin", "WasmPlugin"]);
     }
     text::required(errors, &at.child("name"), &part.name, MAX_NAME, names::dns1123_subdomain);
     let list = at.child("headers");
