@@ -27,6 +27,7 @@ mod proxy_protocol;
 mod record;
 pub(crate) mod request;
 mod response;
+mod retry;
 pub(crate) mod site;
 mod sni;
 mod story;
