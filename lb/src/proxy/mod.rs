@@ -30,6 +30,7 @@ mod response;
 mod retry;
 pub(crate) mod site;
 mod sni;
+pub(crate) mod splice;
 mod story;
 mod tcp;
 pub(crate) mod tls;
