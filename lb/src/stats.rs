@@ -5,6 +5,7 @@
 mod listeners;
 mod pods;
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -59,21 +60,26 @@ pub(crate) fn sub(counter: &AtomicU64, amount: u64) {
     counter.store(counter.load(Relaxed).wrapping_sub(amount), Relaxed);
 }
 
-/// One `T` per proxy thread.
+/// One `T` per proxy thread, made when one of them counts for the first time: most of thousands of routes never see a request.
 #[derive(Debug)]
-pub(crate) struct Shards<T>(Box<[T]>);
+pub(crate) struct Shards<T> {
+    threads: usize,
+    shards: OnceLock<Box<[T]>>,
+}
 
 impl<T: Default> Shards<T> {
     pub fn new(threads: usize) -> Self {
-        Self((0..threads.max(1)).map(|_| T::default()).collect())
+        Self { threads: threads.max(1), shards: OnceLock::new() }
     }
 
     pub fn get(&self, thread: usize) -> &T {
-        &self.0[thread % self.0.len()]
+        let shards = self.shards.get_or_init(|| (0..self.threads).map(|_| T::default()).collect());
+        &shards[thread % self.threads]
     }
 
+    /// Of the threads; none as long as nobody has counted.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.0.iter()
+        self.shards.get().into_iter().flatten()
     }
 }
 

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 
@@ -22,7 +22,7 @@ use crate::plugin::Binding;
 use crate::policy::RequestPolicy;
 use crate::proxy::site::{L4, Site, SiteCell, SiteMode, accept_proxy, compile as compile_site};
 use crate::route::{HttpTable, Resolve, Rule, Weighted};
-use crate::snapshot::routes::{BackendRef, HostPort, ListenerPlan, RuleId};
+use crate::snapshot::routes::{BackendRef, HostPort, ListenerPlan, RuleId, RulePlan};
 use crate::snapshot::{AppProtocol, EndpointPlan, NodePlan, PortPlan, Protocol, ServiceKey, ServicePlan, Snapshot};
 use crate::stats::{ListenerStats, PodUsage, RequestStats, RouteStats, ServiceStats};
 
@@ -45,6 +45,8 @@ pub(super) struct State {
     pub images: BTreeMap<Arc<str>, Arc<RequestStats>>,
     pub pod_images: HashMap<Arc<str>, Arc<RequestStats>>,
     pub routes: BTreeMap<RuleId, Arc<RouteStats>>,
+    /// Rules in force by the address of their plan, which they keep: a rule is compiled once for all listeners and snapshots that have it.
+    rules: HashMap<usize, Weak<Rule>>,
     budgets: BTreeMap<RuleId, Arc<Budget>>,
     /// By [`crate::policy::RateLimit::id`].
     limiters: BTreeMap<Arc<str>, Arc<Limiter>>,
@@ -171,6 +173,8 @@ impl State {
             let key = PortKey::routed(backend);
             if let Some(port) = self.ports.remove(&key) {
                 self.release(&key, &port.cell.load());
+                // Whoever sends there again needs the new cell.
+                self.rules.clear();
             }
         }
     }
@@ -363,6 +367,7 @@ impl State {
                 site.store(Arc::new(Site::gone()));
             }
         }
+        self.rules.retain(|_, rule| rule.strong_count() > 0);
         self.routes.retain(|_, stats| Arc::strong_count(stats) > 1);
         self.budgets.retain(|_, budget| Arc::strong_count(budget) > 1);
         self.limiters.retain(|_, limiter| Arc::strong_count(limiter) > 1);
@@ -455,6 +460,18 @@ impl Resolve for Cells<'_> {
         let (plugin, waits) = plugins.bind(Place::Rule(id.clone()), policy.plugin.as_ref(), known, (geo, self.threads));
         self.waits |= waits;
         plugin
+    }
+
+    fn rule(&mut self, plan: &Arc<RulePlan>) -> Arc<Rule> {
+        let address = Arc::as_ptr(plan).addr();
+        // With a plugin it depends on more than its plan: whether the module is there yet.
+        let known = self.state.rules.get(&address).filter(|_| plan.policy.plugin.is_none());
+        let known = known.and_then(Weak::upgrade).filter(|rule| rule.is_of(plan));
+        known.unwrap_or_else(|| {
+            let rule = Arc::new(Rule::new(plan, self));
+            self.state.rules.insert(address, Arc::downgrade(&rule));
+            rule
+        })
     }
 }
 

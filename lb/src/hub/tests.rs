@@ -118,3 +118,51 @@ fn usage_is_kept_for_a_while_after_the_pod_and_then_forgotten() {
     hub.state.lock().forget_old_usage(now_seconds() + USAGE_KEPT_SECONDS + 1);
     assert!(hub.usage().is_empty());
 }
+
+#[test]
+fn listeners_share_rules_until_their_backend_is_forgotten() {
+    use crate::proxy::held::Unseen;
+    use crate::proxy::site::SiteMode;
+    use crate::snapshot::routes::*;
+    let hub = Hub::new(1);
+    let backend = BackendRef { service: ServiceKey::new("d", "a"), port: 80, protocol: Protocol::Tcp };
+    let share = WeightedBackend { backend: Some(backend.clone()), weight: 1, filters: vec![] };
+    let rule = Arc::new(RulePlan {
+        id: RuleId::default(),
+        path: PathMatch::Prefix("/".into()),
+        method: None,
+        headers: vec![],
+        query: vec![],
+        filters: vec![],
+        backends: vec![share],
+        policy: Arc::default(),
+    });
+    let at = |port: u16| HostPort { port, protocol: Protocol::Tcp };
+    let published = |routed: bool| {
+        let mut snapshot = snapshot(&[("a", &[(1, "p1")])]);
+        for port in [80, 81].into_iter().filter(|_| routed) {
+            snapshot.routed = Arc::new(BTreeSet::from([backend.clone()]));
+            let hosts = Arc::new(HostsPlan { hosts: [(HostPattern::Any, vec![rule.clone()])].into() });
+            let http = HttpPlan { listeners: [(HostPattern::Any, hosts)].into(), ..HttpPlan::default() };
+            let mode = Mode::Http(Arc::new(http));
+            let listener = ListenerPlan { created: 0, owners: vec![], accept_proxy: None, mode };
+            snapshot.listeners.insert(at(port), Arc::new(listener));
+        }
+        hub.publish(snapshot);
+    };
+    let found = |port| {
+        let site = hub.site(&SiteKey::Listener(at(port))).expect("a site").load_full();
+        let SiteMode::Http(table) = &site.mode else { panic!("no HTTP") };
+        table.find(&Unseen([192, 0, 2, 1].into())).expect("a rule").clone()
+    };
+    published(true);
+    let before = found(80);
+    assert!(Arc::ptr_eq(&before, &found(81)));
+    published(true);
+    assert!(Arc::ptr_eq(&before, &found(80)), "the plan is the same");
+    published(false);
+    published(true);
+    let after = found(80);
+    let cell = hub.cell(&PortKey::routed(&backend)).expect("a cell");
+    assert!(after.backends[0].cell.as_ref().is_some_and(|own| Arc::ptr_eq(own, &cell)), "endpoints are followed again");
+}

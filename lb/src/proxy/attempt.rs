@@ -1,8 +1,5 @@
 //! One request of an HTTP/1.1 client: admitted, sent to an endpoint or another, until a response has been delivered.
-//!
-//! What may be sent again: a request of which nothing was sent; an idempotent one without body that met a pooled connection just as
-//! it was closed (that is no fault of the endpoint, so it counts as no retry); and what the rule's policy allows, if nothing of a response
-//! was passed on and the request has no body. Nothing else is ever sent twice.
+//! What may be sent again says [`super::retry`].
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -22,21 +19,16 @@ use super::io::{Stream, send};
 use super::pool::{ConnectError, Upstream};
 use super::record::Record;
 use super::request::{Framing, Reject, Request};
+use super::retry::{Attempts, Ended};
 use super::tls::Connector;
 use super::tunnel::{self, Direction};
 use super::worker::Worker;
 use super::{h2, hedge, mirror};
 use crate::access::Flags;
-use crate::backend::{Backend, EndpointState, Tried};
+use crate::backend::{Backend, EndpointState};
 use crate::balance::{self, Choice, Outcome, Permit, Refusal};
 use crate::plugin::Refused;
-use crate::route::Rule;
 use crate::stats::add;
-
-/// Attempts per request, stale pooled connections included.
-const MAX_ATTEMPTS: u32 = 16;
-/// Longest pause before a retry.
-const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
 impl<S: Stream> Conn<'_, S> {
     /// Serves a request within the time its rule allows.
@@ -100,7 +92,6 @@ impl<S: Stream> Conn<'_, S> {
     /// Sends the request to an endpoint, or another, until a response has been delivered. The permit lasts as long.
     async fn attempts(&mut self, work: &Forward, record: &Record, permit: Permit) -> After {
         let (request, backend) = (&work.request, &*work.backend);
-        let stats = backend.stats.shard(self.worker.index);
         let choice = Choice {
             client: self.client.ip,
             hash: work.hash,
@@ -110,30 +101,23 @@ impl<S: Stream> Conn<'_, S> {
         };
         let copy = self.mirrored(work);
         let bodiless = request.framing == Framing::None;
-        let mut tried = Tried::default();
-        let mut failure = Failure::NoEndpoints;
         let mut continued = !request.expects_continue;
-        let mut retries = 0;
-        for attempt in 0..MAX_ATTEMPTS {
-            let (index, endpoint) = match next_endpoint((work, record), &choice, &mut tried, failure) {
+        let mut attempts = Attempts::new(record, &permit, &choice, request.idempotent);
+        loop {
+            let (index, endpoint) = match attempts.next() {
                 Ok(Some(next)) => next,
                 Ok(None) => break,
                 Err(refused) => return self.refused_by_plugin(&refused, request, record).await,
             };
-            if attempt > 0 {
-                add(&stats.retries, 1);
-            }
-            let started = if attempt == 0 { record.started } else { Instant::now() };
+            let started = if attempts.is_first() { record.started } else { Instant::now() };
             let http2 = work.rule.speaks_http2(backend);
             let (upstream, pooled) = match checkout(&self.worker, backend, endpoint, started, http2).await {
                 Ok(found) => found,
-                Err(error) => {
-                    failure = error;
-                    tried.insert(index);
-                    if !again(work, &permit, Outcome::ConnectFailed, true, &mut retries).await {
-                        break;
+                Err(failure) => {
+                    if attempts.again((index, endpoint), Ended::NotConnected(failure), false, true).await {
+                        continue;
                     }
-                    continue;
+                    break;
                 }
             };
             if !continued {
@@ -144,51 +128,19 @@ impl<S: Stream> Conn<'_, S> {
             }
             record.sent_to(endpoint, if pooled { started } else { Instant::now() });
             record.propagate(&mut self.head, self.client.ip);
-            let broke = match self.exchange(work, (upstream, index), &choice, &copy, &mut retries, record).await {
+            let broke = match self.exchange(work, (upstream, index), &choice, &copy, attempts.retries, record).await {
                 Ok(after) => {
                     self.mirror_body(work, copy);
                     return after;
                 }
                 Err(broke) => broke,
             };
-            let stale = pooled && matches!(broke, Broke::Unsent | Broke::Endpoint);
-            if stale {
-                // It was closed while idle, and so perhaps were the others; the endpoint itself may be well.
-                self.worker.pool.borrow_mut().forget(endpoint, connector_id(&self.worker, backend));
-            } else {
-                tried.insert(index);
-            }
-            let idempotent = request.idempotent;
-            let retry = match broke {
-                Broke::Unsent => {
-                    failure = Failure::Broken;
-                    record.report(Outcome::Reset);
-                    stale || again(work, &permit, Outcome::Reset, true, &mut retries).await
-                }
-                Broke::Endpoint => {
-                    failure = Failure::Broken;
-                    if stale && bodiless && idempotent {
-                        true
-                    } else {
-                        record.report(Outcome::Reset);
-                        bodiless && again(work, &permit, Outcome::Reset, idempotent, &mut retries).await
-                    }
-                }
-                Broke::Timeout => {
-                    failure = Failure::ResponseTimeout;
-                    record.report(Outcome::TimedOut);
-                    bodiless && again(work, &permit, Outcome::TimedOut, idempotent, &mut retries).await
-                }
-                Broke::Status { code, .. } => {
-                    failure = Failure::Status(code);
-                    pause(&work.rule, retries).await;
-                    true
-                }
-                Broke::Malformed => {
-                    failure = Failure::Malformed;
-                    record.report(Outcome::Reset);
-                    false
-                }
+            let ended = match broke {
+                Broke::Unsent => Ended::Unsent,
+                Broke::Endpoint => Ended::Broken,
+                Broke::Timeout => Ended::TimedOut,
+                Broke::Status { code, .. } => Ended::Status(code),
+                Broke::Malformed => Ended::Malformed,
                 Broke::BadBody => {
                     let reason = "the request's chunked body is malformed";
                     return self.refuse(Reject { status: StatusCode::BAD_REQUEST, reason }, Some(record)).await;
@@ -200,11 +152,12 @@ impl<S: Stream> Conn<'_, S> {
                 Broke::Client => return After::Drop,
                 Broke::Midway => return After::Reset,
             };
-            if !retry {
+            let repeatable = bodiless || matches!(ended, Ended::Unsent | Ended::Status(_));
+            if !attempts.again((index, endpoint), ended, pooled, repeatable).await {
                 break;
             }
         }
-        self.fail(failure, request, record).await
+        self.fail(attempts.failure, request, record).await
     }
 
     /// Sends copies of a request without body, or prepares for copying one's body.
@@ -235,7 +188,7 @@ impl<S: Stream> Conn<'_, S> {
         (mut upstream, index): (Upstream, usize),
         choice: &Choice,
         copy: &Option<RefCell<Copied>>,
-        retries: &mut u32,
+        retries: u32,
         record: &Record,
     ) -> Result<After, Broke> {
         let (worker, rule, request) = (self.worker.clone(), &*work.rule, &work.request);
@@ -250,14 +203,10 @@ impl<S: Stream> Conn<'_, S> {
             upstream = Box::pin(hedge::race(self, work, upstream, plan, record)).await?;
             asked = true;
         }
-        let retried = Cell::new(*retries);
         let again = |status: u16| {
-            let count = retried.get();
-            let may = rule.policy.retries.statuses.contains(&status)
+            rule.policy.retries.statuses.contains(&status)
                 && request.framing == Framing::None
-                && balance::may_retry(rule, Outcome::Status(status, Duration::ZERO), request.idempotent, count);
-            retried.set(count + u32::from(may));
-            may
+                && balance::may_retry(rule, Outcome::Status(status, Duration::ZERO), request.idempotent, retries)
         };
         let again: &dyn Fn(u16) -> bool = &again;
         let session = record.session_field();
@@ -286,9 +235,7 @@ impl<S: Stream> Conn<'_, S> {
         };
         let (reader, writer) = upstream.stream.halves();
         let endpoint = EndpointSide { reader, writer, input: &mut upstream.input, large: &mut upstream.large };
-        let ended = job.run(client, endpoint, record).await;
-        *retries = retried.get();
-        let Done { response, sent_all } = match ended {
+        let Done { response, sent_all } = match job.run(client, endpoint, record).await {
             Ok(done) => done,
             Err(broke) => {
                 if let Broke::Status { reusable: true, .. } = broke {
@@ -356,45 +303,6 @@ impl<S: Stream> Conn<'_, S> {
         let close = self.must_close(request) || request.framing != Framing::None;
         self.answer(status, &text, &[], Some(request), close, Some(record)).await
     }
-}
-
-/// The endpoint for the next attempt. Once all were tried, those that did answer, or that a pause gave time, may be asked again.
-fn next_endpoint<'r>(
-    (work, record): (&Forward, &'r Record),
-    choice: &Choice,
-    tried: &mut Tried,
-    failure: Failure,
-) -> Result<Option<(usize, &'r Arc<EndpointState>)>, Box<Refused>> {
-    if let Some(found) = record.choose(choice, *tried)? {
-        return Ok(Some(found));
-    }
-    let answered = matches!(failure, Failure::Status(_) | Failure::ResponseTimeout);
-    let paused = work.rule.policy.retries.backoff.is_some() && !matches!(failure, Failure::NoEndpoints);
-    if !answered && !paused {
-        return Ok(None);
-    }
-    *tried = Tried::default();
-    record.choose(choice, *tried)
-}
-
-/// Whether the policy allows one more attempt after `outcome`; if so, after the pause it wants.
-async fn again(work: &Forward, permit: &Permit, outcome: Outcome, idempotent: bool, retries: &mut u32) -> bool {
-    if !balance::may_retry(&work.rule, outcome, idempotent, *retries)
-        || !permit.begin_retry(work.backend.policy.limits.retries)
-    {
-        return false;
-    }
-    *retries += 1;
-    pause(&work.rule, *retries).await;
-    true
-}
-
-/// Waits before retry number `retry` (from 1): twice as long each time, at random from half of it, so that clients that failed together
-/// do not come back together.
-async fn pause(rule: &Rule, retry: u32) {
-    let Some(first) = rule.policy.retries.backoff else { return };
-    let full = first.saturating_mul(1 << retry.saturating_sub(1).min(16)).min(MAX_BACKOFF);
-    tokio::time::sleep(full.mul_f64(rand::random_range(0.5..=1.0))).await;
 }
 
 /// The TLS settings that connections to a backend's endpoints are opened with; 0: none.
@@ -537,12 +445,15 @@ impl Failure {
             Self::Alpn => (StatusCode::BAD_GATEWAY, "has endpoints, but none that speaks HTTP/2 over TLS (ALPN h2)"),
             Self::TlsSettings => (StatusCode::BAD_GATEWAY, "has a TLS policy that cannot be used"),
             Self::Broken => (StatusCode::BAD_GATEWAY, "closed the connection before it responded"),
-            Self::Malformed => (StatusCode::BAD_GATEWAY, "sent a response that is not valid HTTP/1.1"),
+            Self::Malformed => (StatusCode::BAD_GATEWAY, "sent a response that is not valid HTTP"),
             Self::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "did not respond in time"),
             Self::RequestTimeout => {
                 (StatusCode::GATEWAY_TIMEOUT, "did not respond within the time for the whole request")
             }
-            Self::Status(_) => (StatusCode::BAD_GATEWAY, "failed, and so did every other attempt"),
+            Self::Status(code) => {
+                let status = StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_GATEWAY);
+                (status, "has no endpoint that responds better")
+            }
         }
     }
 }

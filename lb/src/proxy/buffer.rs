@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::ReadBuf;
 
 use super::io::Source;
+use super::splice::Pipes;
 
 /// Bytes read at once where a head is expected: most messages fit whole.
 pub(crate) const SMALL: usize = 16 * 1024;
@@ -24,6 +25,8 @@ const MAX_STOCK_BYTES: usize = 4 * 1024 * 1024;
 pub(crate) struct Stock {
     small: RefCell<Vec<Box<[u8]>>>,
     large: RefCell<Vec<Box<[u8]>>>,
+    /// The kernel's memory, for bytes at which we need not look.
+    pub pipes: Pipes,
 }
 
 impl Stock {

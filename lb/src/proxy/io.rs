@@ -18,6 +18,24 @@ use tokio_rustls::{client, server};
 pub(crate) trait Source: AsyncRead + Unpin {
     /// Ready when a read may give bytes, an end or an error: memory for them is worth taking.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// The connection, if its bytes are what is read.
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+/// Something to write.
+pub(crate) trait Sink: AsyncWrite + Unpin {
+    /// The connection, if what is written are its bytes.
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl Sink for WriteHalf<'_> {
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(self.as_ref())
+    }
 }
 
 impl Source for ReadHalf<'_> {
@@ -25,12 +43,16 @@ impl Source for ReadHalf<'_> {
         let stream: &TcpStream = self.as_ref();
         stream.poll_read_ready(cx)
     }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(self.as_ref())
+    }
 }
 
 /// A connection that can be read and written at once.
 pub(crate) trait Stream: 'static {
     type Reader<'a>: Source;
-    type Writer<'a>: AsyncWrite + Unpin;
+    type Writer<'a>: Sink;
     /// Its protocol says goodbye before a connection is closed.
     const FAREWELL: bool;
 
@@ -137,6 +159,8 @@ impl<S: Session> Source for Half<'_, S> {
     }
 }
 
+impl<S: AsyncWrite + Unpin> Sink for Half<'_, S> {}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Half<'_, S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.0.borrow_mut()).poll_read(cx, buf)
@@ -229,6 +253,22 @@ impl Source for LinkReader<'_> {
             Self::Plain(reader) => reader.poll_readable(cx),
             Self::Tls(reader) => reader.poll_readable(cx),
             Self::Bridged(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(reader) => reader.plain(),
+            Self::Tls(_) | Self::Bridged(_) => None,
+        }
+    }
+}
+
+impl Sink for LinkWriter<'_> {
+    fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(writer) => writer.plain(),
+            Self::Tls(_) | Self::Bridged(_) => None,
         }
     }
 }

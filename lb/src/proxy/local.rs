@@ -32,10 +32,7 @@ impl Seen {
         let policy = rule.and_then(|rule| rule.policy.access_log_percent);
         let decision = observers.access.as_ref().map_or(Decision::Never, |sink| sink.decide(policy));
         let logged = decision.covers(status.as_u16());
-        let context = observers
-            .tracer
-            .as_ref()
-            .map(|tracer| tracer.accept(head.header("traceparent").as_deref(), head.header("tracestate").as_deref()));
+        let context = observers.tracer.as_ref().map(|tracer| tracer.accept_head(head));
         let wanted = logged || context.as_ref().is_some_and(|context| context.sampled);
         let told = wanted.then(|| Box::new(Told { request: Description::of(head, wire), context, logged }));
         Self { started: Instant::now(), told }

@@ -18,7 +18,7 @@ use crate::balance::{Choice, Outcome};
 use crate::plugin::{Asked, Refused, Verdict};
 use crate::route::{Head, Rule};
 use crate::stats::{CODE_CLIENT_GONE, add};
-use crate::trace::{Attempt, Context, context::span_id};
+use crate::trace::{Attempt, Context, Tracer, context::span_id};
 
 /// Attempts of a request that get a span of their own.
 const MAX_SPANS: usize = 16;
@@ -56,6 +56,13 @@ struct Told {
     attempts: Vec<Attempt>,
     /// The last endpoint, after it was left.
     endpoint: Option<Arc<EndpointState>>,
+}
+
+/// What an endpoint is told of the trace.
+pub(crate) struct AttemptContext {
+    pub context: Context,
+    /// Of the attempt.
+    pub span_id: [u8; 8],
 }
 
 impl Record {
@@ -156,21 +163,18 @@ impl Record {
     /// without tracing.
     pub fn propagate(&self, head: &mut Vec<u8>, client: IpAddr) {
         if self.worker.observers.tracer.is_some()
-            && let Some((context, span)) = self.attempt_context(|| WrittenHead::parse(head, client))
+            && let Some(trace) = self.attempt_context(|tracer| tracer.accept_head(&WrittenHead::parse(head, client)))
         {
-            context.replace_in(span, head);
+            trace.context.replace_in(trace.span_id, head);
         }
     }
 
-    /// The trace context for the present attempt and the id of its span; `None` without tracing. `head` is the client's.
-    pub fn attempt_context<H: Head>(&self, head: impl FnOnce() -> H) -> Option<(Context, [u8; 8])> {
+    /// The trace context for the present attempt; `None` without tracing. `accept` reads the client's.
+    pub fn attempt_context(&self, accept: impl FnOnce(&Tracer) -> Context) -> Option<AttemptContext> {
         let tracer = self.worker.observers.tracer.as_ref()?;
         let mut told = self.told.borrow_mut();
         let told = told.as_deref_mut()?;
-        let context = told.context.get_or_insert_with(|| {
-            let head = head();
-            tracer.accept(head.header("traceparent").as_deref(), head.header("tracestate").as_deref())
-        });
+        let context = told.context.get_or_insert_with(|| accept(tracer));
         let span_id = span_id();
         if context.sampled
             && told.attempts.len() < MAX_SPANS
@@ -183,7 +187,7 @@ impl Record {
             }
             told.attempts.push(Attempt { span_id, endpoint: endpoint.addr, start, end: None });
         }
-        Some((context.clone(), span_id))
+        Some(AttemptContext { context: context.clone(), span_id })
     }
 
     /// Whether [`Record::describe`] has a reader, as far as is known now: call it when the request is over.
@@ -205,9 +209,7 @@ impl Record {
         told.request = Some(Description::of(head, wire));
         if let Some(tracer) = &self.worker.observers.tracer {
             // A request that was not sent to any endpoint.
-            told.context.get_or_insert_with(|| {
-                tracer.accept(head.header("traceparent").as_deref(), head.header("tracestate").as_deref())
-            });
+            told.context.get_or_insert_with(|| tracer.accept_head(head));
         }
     }
 

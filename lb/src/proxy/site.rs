@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 
 use super::tls;
 use crate::route::{ByHost, HttpTable, Resolve, Weighted, choose_share};
-use crate::snapshot::routes::{HostPattern, L4Plan, ListenerPlan, Mode, RuleId, TlsAction, TlsSite};
+use crate::snapshot::routes::{HostPattern, HttpPlan, L4Plan, ListenerPlan, Mode, RuleId, TlsAction, TlsSite};
 use crate::stats::{ListenerStats, RouteStats};
 
 /// Where a listener finds what it serves now.
@@ -119,10 +119,20 @@ impl L4 {
 impl TlsTable {
     fn compile(sites: &[TlsSite], port: u16, resolve: &mut impl Resolve) -> Self {
         let mut table = Self::default();
+        // All sites that serve HTTP have the same plan.
+        let mut last: Option<(Arc<HttpPlan>, Arc<HttpTable>)> = None;
+        let mut routes = |plan: &Arc<HttpPlan>, resolve: &mut _| match &last {
+            Some((known, table)) if Arc::ptr_eq(known, plan) => table.clone(),
+            _ => {
+                let table = Arc::new(HttpTable::compile(plan, port, resolve));
+                last = Some((plan.clone(), table.clone()));
+                table
+            }
+        };
         for TlsSite { host, action } in sites {
             let mode = match action {
                 TlsAction::Http { certificates, http } => tls::server_config(certificates, tls::ALPN_HTTP)
-                    .map(|config| TlsMode::Http(config, Arc::new(HttpTable::compile(http, port, resolve)))),
+                    .map(|config| TlsMode::Http(config, routes(http, resolve))),
                 TlsAction::Terminate { certificates, to } => tls::server_config(certificates, &[])
                     .map(|config| TlsMode::Terminate(config, Arc::new(L4::compile(to, resolve)))),
                 TlsAction::Passthrough(to) => Some(TlsMode::Passthrough(Arc::new(L4::compile(to, resolve)))),

@@ -55,6 +55,8 @@ pub(crate) fn joined<'a>(name: &str, mut values: impl Iterator<Item = Cow<'a, st
 /// A rule ready to be used.
 #[derive(Debug)]
 pub(crate) struct Rule {
+    /// What it was made of; absent for a Service's own port.
+    plan: Option<Arc<RulePlan>>,
     pub id: RuleId,
     /// What matched, for prefix rewrites and explanations.
     pub path: PathMatch,
@@ -180,6 +182,13 @@ pub(crate) trait Resolve {
         let _ = (id, policy);
         None
     }
+    /// A rule ready to be used; one that is known already may be shared.
+    fn rule(&mut self, plan: &Arc<RulePlan>) -> Arc<Rule>
+    where
+        Self: Sized,
+    {
+        Arc::new(Rule::new(plan, self))
+    }
 }
 
 /// The lookup structure.
@@ -278,19 +287,20 @@ fn is_grpc(id: &RuleId) -> bool {
 fn hosts_table(plan: &HostsPlan, resolve: &mut impl Resolve) -> ByHost<Paths> {
     let mut hosts = ByHost::default();
     for (host, rules) in &plan.hosts {
-        hosts.insert(host, Paths::new(rules.iter().map(|plan| Arc::new(Rule::new(plan, resolve)))));
+        hosts.insert(host, Paths::new(rules.iter().map(|plan| resolve.rule(plan))));
     }
     hosts
 }
 
 impl Rule {
-    fn new(plan: &RulePlan, resolve: &mut impl Resolve) -> Self {
+    pub fn new(plan: &Arc<RulePlan>, resolve: &mut impl Resolve) -> Self {
         let values = |fields: &[crate::snapshot::routes::FieldMatch]| {
             fields.iter().filter_map(|field| Some((field.name.clone(), Value::new(&field.value)?))).collect()
         };
         let backends: Box<[Weighted]> =
             plan.backends.iter().map(|share| Weighted::compile(&plan.id, share, resolve)).collect();
         Self {
+            plan: Some(plan.clone()),
             http2: is_grpc(&plan.id),
             plugin: resolve.plugin(&plan.id, &plan.policy),
             id: plan.id.clone(),
@@ -314,6 +324,7 @@ impl Rule {
     pub fn of_service(id: RuleId, cell: Arc<BackendCell>, policy: Arc<RequestPolicy>, stats: Arc<RouteStats>) -> Self {
         let share = Weighted::all_of(cell);
         Self {
+            plan: None,
             id,
             path: PathMatch::Prefix("/".into()),
             filters: Box::default(),
@@ -327,6 +338,11 @@ impl Rule {
             http2: false,
             conditions: Conditions::default(),
         }
+    }
+
+    /// Whether it was made of `plan`.
+    pub fn is_of(&self, plan: &Arc<RulePlan>) -> bool {
+        self.plan.as_ref().is_some_and(|own| Arc::ptr_eq(own, plan))
     }
 
     /// Whether HTTP/2 is spoken to the endpoints of one of its backends.

@@ -9,22 +9,30 @@ use crate::snapshot::routes::PathMatch;
 /// Rules by path; within an entry in order of precedence.
 #[derive(Debug, Default)]
 pub(super) struct Paths {
-    exact: HashMap<Box<str>, Vec<Arc<Rule>>>,
+    exact: ByPath,
     regex: Vec<(regex::Regex, Arc<Rule>)>,
     any_service: Vec<(regex::Regex, Arc<Rule>)>,
     /// By prefix without trailing slash; the root's is empty.
-    prefix: HashMap<Box<str>, Vec<Arc<Rule>>>,
+    prefix: ByPath,
 }
+
+type ByPath = HashMap<Arc<str>, Box<[Arc<Rule>]>>;
 
 impl Paths {
     /// `rules` in order: of equally specific ones the first counts.
     pub fn new(rules: impl Iterator<Item = Arc<Rule>>) -> Self {
         let mut paths = Self::default();
+        let (mut exact, mut prefix) = (HashMap::new(), HashMap::new());
         for rule in rules {
             match &rule.path {
-                PathMatch::Exact(path) => paths.exact.entry((&**path).into()).or_default().push(rule),
-                PathMatch::Prefix(prefix) => {
-                    paths.prefix.entry(prefix.trim_end_matches('/').into()).or_default().push(rule);
+                PathMatch::Exact(path) => file(&mut exact, path, rule.clone()),
+                PathMatch::Prefix(path) => {
+                    let bare = path.trim_end_matches('/');
+                    if bare.len() == path.len() {
+                        file(&mut prefix, path, rule.clone());
+                    } else {
+                        file(&mut prefix, &bare.into(), rule.clone());
+                    }
                 }
                 PathMatch::Regex(pattern) => {
                     if let Some(regex) = whole(pattern) {
@@ -38,9 +46,7 @@ impl Paths {
                 }
             }
         }
-        for rules in paths.exact.values_mut().chain(paths.prefix.values_mut()) {
-            rules.sort_by_key(|rule| std::cmp::Reverse(rule.specificity()));
-        }
+        (paths.exact, paths.prefix) = (sorted(exact), sorted(prefix));
         for rules in [&mut paths.regex, &mut paths.any_service] {
             rules.sort_by_key(|(_, rule)| std::cmp::Reverse((rule.path.text().len(), rule.specificity())));
         }
@@ -49,7 +55,7 @@ impl Paths {
 
     pub fn find<'t>(&'t self, head: &impl Head) -> Option<&'t Arc<Rule>> {
         let path = head.path();
-        let accepted = |rules: &'_ Vec<Arc<Rule>>| rules.iter().position(|rule| rule.accepts(head));
+        let accepted = |rules: &'_ [Arc<Rule>]| rules.iter().position(|rule| rule.accepts(head));
         if let Some(rules) = self.exact.get(path)
             && let Some(at) = accepted(rules)
         {
@@ -78,4 +84,17 @@ impl Paths {
             prefix = &prefix[..prefix.rfind('/')?];
         }
     }
+}
+
+fn file(paths: &mut HashMap<Arc<str>, Vec<Arc<Rule>>>, path: &Arc<str>, rule: Arc<Rule>) {
+    paths.entry(path.clone()).or_default().push(rule);
+}
+
+/// In order of precedence, without room to spare.
+fn sorted(paths: HashMap<Arc<str>, Vec<Arc<Rule>>>) -> ByPath {
+    let sorted = |(path, mut rules): (Arc<str>, Vec<Arc<Rule>>)| {
+        rules.sort_by_key(|rule| std::cmp::Reverse(rule.specificity()));
+        (path, rules.into())
+    };
+    paths.into_iter().map(sorted).collect()
 }

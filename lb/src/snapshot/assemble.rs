@@ -19,30 +19,31 @@ pub(super) struct Place {
     pub port: HostPort,
     /// `None`: an Ingress.
     pub listener: Option<ListenerId>,
-    pub hosts: Vec<HostPattern>,
+    pub hosts: Box<[HostPattern]>,
     pub content: Content,
 }
 
 /// What a route serves at a [`Place`].
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Content {
-    Http(Vec<Arc<RulePlan>>),
+    Http(Box<[Arc<RulePlan>]>),
     /// Names of an Ingress and their certificates.
-    Sites(Vec<(HostPattern, Option<Arc<CertificatePlan>>)>),
+    Sites(Box<[(HostPattern, Option<Arc<CertificatePlan>>)]>),
     /// Bytes, of TLS connections if the listener speaks TLS.
-    L4(Speaks, L4Plan),
+    L4(Speaks, Box<L4Plan>),
 }
 
-/// A route, compiled.
+/// A route, compiled. There may be thousands: lists have no room to spare.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Compiled {
     pub created: i64,
-    pub places: Vec<Place>,
-    pub backends: BTreeSet<BackendRef>,
+    pub places: Box<[Place]>,
+    /// Sorted, as the others.
+    pub backends: Box<[BackendRef]>,
     /// Services that it names, good or not.
-    pub mentions: BTreeSet<ObjectKey>,
+    pub mentions: Box<[ObjectKey]>,
     /// Gateways that it names.
-    pub parents: BTreeSet<ObjectKey>,
+    pub parents: Box<[ObjectKey]>,
 }
 
 /// TCP, UDP and TLS routes that older ones keep from being served: the younger, the listener, the older.
@@ -70,7 +71,7 @@ pub(super) fn listener(
             for (key, place) in here() {
                 let Content::L4(_, plan) = &place.content else { continue };
                 match (&winner, &place.listener) {
-                    (None, _) => winner = Some((key, plan)),
+                    (None, _) => winner = Some((key, &**plan)),
                     (Some((older, _)), Some(id)) => shadowed.push((key.clone(), id.clone(), (*older).clone())),
                     _ => {}
                 }
@@ -198,7 +199,7 @@ fn http<'a>(gateways: &Gateways, port: HostPort, places: impl Iterator<Item = (&
         for host in &place.hosts {
             match hosts.hosts.get_mut(host) {
                 Some(known) => known.extend(rules.iter().cloned()),
-                None => drop(hosts.hosts.insert(host.clone(), rules.clone())),
+                None => drop(hosts.hosts.insert(host.clone(), rules.to_vec())),
             }
         }
     }
@@ -254,8 +255,8 @@ fn tls<'a>(
             listener.map(|listener| listener.certificates.clone()).unwrap_or_default()
         };
         let action = match speaks {
-            Speaks::TlsTerminate => TlsAction::Terminate { certificates: certificates(), to: to.clone() },
-            _ => TlsAction::Passthrough(to.clone()),
+            Speaks::TlsTerminate => TlsAction::Terminate { certificates: certificates(), to: L4Plan::clone(to) },
+            _ => TlsAction::Passthrough(L4Plan::clone(to)),
         };
         sites.entry(host).or_insert(action);
     }

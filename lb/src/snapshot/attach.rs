@@ -58,8 +58,8 @@ pub(super) fn attach(
     let (mut attachments, mut outcomes): (Vec<Attachment>, Vec<ParentOutcome>) = (Vec::new(), Vec::new());
     for parent in parents.iter().take(MAX_PARENTS) {
         let Some(key) = gateway_of(&route.key, parent) else { continue };
-        let Some(facts) = gateways.by_key.get(&key) else { continue };
-        let refused = match to_parent(objects, route, parent, &key, &facts.listeners, wanted) {
+        let Some((key, facts)) = gateways.by_key.get_key_value(&key) else { continue };
+        let refused = match to_parent(objects, route, parent, key, &facts.listeners, wanted) {
             Ok(found) => {
                 for attachment in found {
                     if !attachments.iter().any(|known| known.listener == attachment.listener) {

@@ -22,7 +22,9 @@ use scaleup_plugins::Registry;
 use super::assemble::{Compiled, Shadowed};
 use super::compile_route::RouteOutcome;
 use super::gateways::{Gateways, IngressClaims, ListenerId, Namespaces};
-use super::objects::{Kind, NodeFacts, Object, ObjectKey, Objects, Route, RouteKey, RouteKind, object_key};
+use super::objects::{
+    Kind, NodeFacts, Object, ObjectKey, Objects, Route, RouteKey, RouteKind, StoredRoute, object_key,
+};
 use super::plan::{service_key, slice_service};
 use super::policies::Policies;
 use super::routes::{BackendRef, HostPattern, HostPort, ListenerPlan, Mode};
@@ -346,7 +348,7 @@ impl Compiler {
         let key = RouteKey { kind, key };
         self.dirty.claims |= kind == RouteKind::Ingress;
         self.dirty.routes.insert(key.clone());
-        self.objects.routes.insert(key, route);
+        self.objects.routes.insert(key, StoredRoute::new(route));
     }
 
     fn delete_route(&mut self, kind: RouteKind, key: &ObjectKey) {
@@ -376,7 +378,8 @@ impl Compiler {
             .routes
             .range(first..)
             .take_while(|(route, _)| route.kind == RouteKind::Ingress && route.key.namespace == key.namespace);
-        let using = ingresses.filter(|(_, route)| matches!(route, Route::Ingress(ingress) if uses(ingress)));
+        let using = ingresses
+            .filter(|(_, route)| matches!(route, StoredRoute::Whole(Route::Ingress(ingress)) if uses(ingress)));
         self.dirty.routes.extend(using.map(|(route, _)| route.clone()));
     }
 

@@ -1,5 +1,6 @@
 //! One route at a time, from its object to [`Compiled`] and what its author is told ([`RouteOutcome`]). Pure.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use scaleup_api::gateway::{BackendRef as WrittenBackend, ParentReference};
@@ -78,6 +79,7 @@ pub(super) fn compile(context: Context<'_>, key: &RouteKey, route: &Route) -> (C
     };
     compiled.created = created(route.metadata());
     outcome.generation = route.metadata().generation.unwrap_or_default();
+    outcome.parents.shrink_to_fit();
     (compiled, outcome)
 }
 
@@ -94,8 +96,12 @@ fn of_ingress(
         Arc::new(plan)
     };
     let asked = ingress::asked(context.objects, context.gateways, context.config, key, route, finish);
-    let compiled =
-        Compiled { places: asked.places, backends: asked.backends, mentions: asked.mentions, ..Compiled::default() };
+    let compiled = Compiled {
+        places: asked.places.into(),
+        backends: asked.backends.into_iter().collect(),
+        mentions: asked.mentions.into_iter().collect(),
+        ..Compiled::default()
+    };
     (compiled, RouteOutcome { ingress: Some(asked.problems), ..RouteOutcome::default() })
 }
 
@@ -107,7 +113,7 @@ fn of_rules(
     hostnames: &[String],
 ) -> (Compiled, RouteOutcome) {
     let (attachments, outcomes) = attach(context.objects, context.gateways, key, parents, hostnames);
-    let mut shared: Option<Vec<Arc<RulePlan>>> = None;
+    let mut shared: Option<Box<[Arc<RulePlan>]>> = None;
     let mut places = Vec::new();
     for Attachment { listener, port, hosts, .. } in attachments {
         let of_listener = context.policies.of(TargetKind::Gateway, &listener.gateway, Some(&listener.listener));
@@ -117,7 +123,7 @@ fn of_rules(
         } else {
             context.finish(key, &rules.rules, Some(&listener))
         };
-        places.push(Place { port, listener: Some(listener), hosts, content: Content::Http(plans) });
+        places.push(Place { port, listener: Some(listener), hosts: hosts.into(), content: Content::Http(plans) });
     }
     let mut outcome = outcome(outcomes, rules.unresolved, rules.notes);
     if let Some((_, fault)) = rules.dropped.first() {
@@ -135,10 +141,10 @@ fn of_rules(
         }
     }
     let compiled = Compiled {
-        places,
-        backends: rules.backends,
-        mentions: rules.mentions,
-        parents: gateways_of(key, parents),
+        places: places.into(),
+        backends: rules.backends.into_iter().collect(),
+        mentions: rules.mentions.into_iter().collect(),
+        parents: gateways_of(context.gateways, key, parents),
         ..Compiled::default()
     };
     (compiled, outcome)
@@ -171,7 +177,7 @@ fn of_l4(
         let policy = context.policy(key, name, &RequestPart::default(), &named, Some(&listener));
         let plan = L4Plan { id: id.clone(), backends: backends.clone(), idle_timeout: policy.idle_timeout };
         let hosts = if matches!(speaks, Speaks::Tcp | Speaks::Udp) { vec![HostPattern::Any] } else { hosts };
-        Place { port, listener: Some(listener), hosts, content: Content::L4(speaks, plan) }
+        Place { port, listener: Some(listener), hosts: hosts.into(), content: Content::L4(speaks, Box::new(plan)) }
     };
     let places = attachments.into_iter().map(place).collect();
     let mut outcome = outcome(outcomes, std::mem::take(&mut rules.unresolved), Vec::new());
@@ -180,16 +186,20 @@ fn of_l4(
     }
     let compiled = Compiled {
         places,
-        backends: rules.backends,
-        mentions: rules.mentions,
-        parents: gateways_of(key, parents),
+        backends: rules.backends.into_iter().collect(),
+        mentions: rules.mentions.into_iter().collect(),
+        parents: gateways_of(context.gateways, key, parents),
         ..Compiled::default()
     };
     (compiled, outcome)
 }
 
-fn gateways_of(key: &RouteKey, parents: &[ParentReference]) -> std::collections::BTreeSet<ObjectKey> {
-    parents.iter().filter_map(|parent| gateway_of(&key.key, parent)).collect()
+fn gateways_of(gateways: &Gateways, key: &RouteKey, parents: &[ParentReference]) -> Box<[ObjectKey]> {
+    let all: BTreeSet<ObjectKey> = parents.iter().filter_map(|parent| gateway_of(&key.key, parent)).collect();
+    // Of those that are there the same text is kept once.
+    let known =
+        |key: ObjectKey| gateways.by_key.get_key_value(&key).map_or_else(|| key.clone(), |(known, _)| known.clone());
+    all.into_iter().map(known).collect()
 }
 
 fn outcome(parents: Vec<ParentOutcome>, unresolved: Vec<Fault>, notes: Vec<String>) -> RouteOutcome {
@@ -202,13 +212,13 @@ fn outcome(parents: Vec<ParentOutcome>, unresolved: Vec<Fault>, notes: Vec<Strin
 
 impl Context<'_> {
     /// The rules' plans as they are served at `listener`.
-    fn finish(self, key: &RouteKey, rules: &[Rule], listener: Option<&ListenerId>) -> Vec<Arc<RulePlan>> {
+    fn finish(self, key: &RouteKey, rules: &[Rule], listener: Option<&ListenerId>) -> Box<[Arc<RulePlan>]> {
         let mut plans = Vec::new();
         for rule in rules {
             let policy = self.policy(key, rule.name.as_deref(), &rule.own, &rule.backends, listener);
             plans.extend(rule.plans.iter().map(|plan| Arc::new(RulePlan { policy: policy.clone(), ..plan.clone() })));
         }
-        plans
+        plans.into()
     }
 
     /// What holds for requests of a rule: what it says itself, then policies of the route, of the Services that it sends to (in its order),

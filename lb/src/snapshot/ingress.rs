@@ -17,7 +17,7 @@ use super::routes::{
     WeightedBackend,
 };
 use super::rules::path_match;
-use super::{PlanConfig, Protocol, ServiceKey};
+use super::{PlanConfig, Protocol};
 
 /// `controller` of the IngressClasses that are ours.
 pub const INGRESS_CONTROLLER: &str = "scaleup.dev/ingress";
@@ -123,7 +123,7 @@ pub(super) fn asked<'f>(
     if !sites.is_empty() {
         let sites = sites.into_iter().filter(|(host, _)| claimed(gateways, https, host).is_none()).collect();
         let content = Content::Sites(sites);
-        work.asked.places.push(Place { port: https, listener: None, hosts: Vec::new(), content });
+        work.asked.places.push(Place { port: https, listener: None, hosts: Box::default(), content });
     }
     work.asked
 }
@@ -166,8 +166,8 @@ impl Work<'_, '_> {
             self.problem("HostConflict", message);
             return;
         }
-        let content = Content::Http(rules);
-        self.asked.places.push(Place { port, listener: None, hosts: vec![host.clone()], content });
+        let content = Content::Http(rules.into());
+        self.asked.places.push(Place { port, listener: None, hosts: Box::new([host.clone()]), content });
     }
 
     fn rules(&mut self, spec: &IngressSpec) -> Vec<Named> {
@@ -241,7 +241,7 @@ impl Work<'_, '_> {
             self.problem("InvalidBackend", "only Services can be backends".to_owned());
             return None;
         };
-        let key = ServiceKey::new(&self.key.key.namespace, &service.name);
+        let key = self.objects.service_key(&self.key.key.namespace, &service.name);
         self.asked.mentions.insert(key.clone());
         let (name, number) = service.port.as_ref().map_or((None, None), |port| (port.name.as_deref(), port.number));
         let wanted = |port: &k8s_openapi::api::core::v1::ServicePort| match name.filter(|name| !name.is_empty()) {

@@ -1,6 +1,7 @@
 //! The Kubernetes objects that traffic is steered by: one table of kinds ([`Object`], [`Kind`]) for watches, tests and the compiler,
 //! and [`Objects`], what is kept of them. Never decides anything about traffic.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -74,7 +75,8 @@ macro_rules! kinds {
                 }
             }
 
-            /// Drops what only servers and clients need.
+            /// Drops what only servers and clients need, and the room to spare of lists and texts: those of a decoded object have several times
+            /// what they need.
             pub(crate) fn strip(&mut self) {
                 let metadata = match self {
                     $(Self::$kind(object) => &mut object.metadata,)*
@@ -83,6 +85,8 @@ macro_rules! kinds {
                 if let Some(annotations) = &mut metadata.annotations {
                     annotations.remove(ANNOTATION_LAST_APPLIED);
                 }
+                // A copy has none.
+                *self = self.clone();
             }
 
             /// From JSON with `kind`; `None` if the kind is not one of these.
@@ -182,6 +186,36 @@ impl Route {
     }
 }
 
+/// A route as it is kept. There may be thousands of those for HTTP, of which hardly any is looked at again: they stay serialized, which
+/// takes a third of the memory.
+#[derive(Debug)]
+pub(crate) enum StoredRoute {
+    Whole(Route),
+    Packed(RouteKind, Box<[u8]>),
+}
+
+impl StoredRoute {
+    /// Keeps a route.
+    pub fn new(route: Route) -> Self {
+        let packed = match &route {
+            Route::Http(route) => serde_json::to_vec(route).map(|json| (RouteKind::HTTPRoute, json)),
+            Route::Grpc(route) => serde_json::to_vec(route).map(|json| (RouteKind::GRPCRoute, json)),
+            Route::Ingress(_) | Route::Tls(_) | Route::Tcp(_) | Route::Udp(_) => return Self::Whole(route),
+        };
+        // Types of the API can be written.
+        packed.map_or(Self::Whole(route), |(kind, json)| Self::Packed(kind, json.into()))
+    }
+
+    /// The route. `None` never happens: what was written here can be read.
+    pub fn open(&self) -> Option<Cow<'_, Route>> {
+        Some(match self {
+            Self::Whole(route) => Cow::Borrowed(route),
+            Self::Packed(RouteKind::GRPCRoute, json) => Cow::Owned(Route::Grpc(serde_json::from_slice(json).ok()?)),
+            Self::Packed(_, json) => Cow::Owned(Route::Http(serde_json::from_slice(json).ok()?)),
+        })
+    }
+}
+
 /// What matters of a Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NodeFacts {
@@ -198,7 +232,7 @@ pub(crate) struct Objects {
     pub ingress_classes: BTreeMap<ObjectKey, Box<IngressClass>>,
     pub gateway_classes: BTreeMap<ObjectKey, Box<GatewayClass>>,
     pub gateways: BTreeMap<ObjectKey, Box<Gateway>>,
-    pub routes: BTreeMap<RouteKey, Route>,
+    pub routes: BTreeMap<RouteKey, StoredRoute>,
     pub grants: BTreeMap<ObjectKey, Box<ReferenceGrant>>,
     pub tls_policies: BTreeMap<ObjectKey, Box<BackendTLSPolicy>>,
     pub policies: BTreeMap<ObjectKey, Box<TrafficPolicy>>,
@@ -207,4 +241,12 @@ pub(crate) struct Objects {
     pub challenges: Arc<Challenges>,
     /// `ca.crt` of the ConfigMaps that have one.
     pub bundles: BTreeMap<ObjectKey, Arc<[u8]>>,
+}
+
+impl Objects {
+    /// The key of a Service; that of one that is there shares its text.
+    pub fn service_key(&self, namespace: &str, name: &str) -> ServiceKey {
+        let key = ServiceKey::new(namespace, name);
+        self.services.get_key_value(&key).map_or(key, |(known, _)| known.clone())
+    }
 }

@@ -86,7 +86,7 @@ pub(crate) fn backend(
     }
     let to = End { group: "", kind: "Service", namespace: reference.namespace.unwrap_or(namespace) };
     let from = End { group: GROUP, kind: kind.as_str(), namespace };
-    let key = ServiceKey::new(to.namespace, reference.name);
+    let key = objects.service_key(to.namespace, reference.name);
     if !permitted(objects, from, to, reference.name) {
         let message = format!(
             "Service {key} is in another namespace and no ReferenceGrant there allows {} of {namespace:?} to use it",

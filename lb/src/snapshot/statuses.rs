@@ -21,7 +21,7 @@ use super::assemble::Shadowed;
 use super::compile_route::RouteOutcome;
 use super::conditions::Conditions;
 use super::gateways::{GATEWAY_CONTROLLER, GatewayFacts, Gateways, ListenerFacts, ListenerId, Speaks, is_ours};
-use super::objects::{Kind, ObjectKey, Objects, Route, RouteKey, RouteKind};
+use super::objects::{Kind, ObjectKey, Objects, Route, RouteKey, RouteKind, StoredRoute};
 use super::plan::app_protocol;
 use super::policies::{Policies, TargetKind, TargetOutcome};
 use super::references::Fault;
@@ -123,9 +123,10 @@ pub(super) fn plan(known: Known<'_>, unsaid: &mut Unsaid) -> Plan {
     gateways(known, &mut plan);
     ingress_problems(known, &mut plan);
     plan.more = unsaid.turn(|key| {
-        let Some((route, outcome)) = known.objects.routes.get(key).zip(known.outcomes.get(key)) else { return false };
+        let stored = known.objects.routes.get(key).and_then(StoredRoute::open);
+        let Some((route, outcome)) = stored.zip(known.outcomes.get(key)) else { return false };
         let before = plan.patches.len();
-        let current = match route {
+        let current = match &*route {
             Route::Ingress(ingress) => {
                 of_ingress(known, key, ingress, &mut plan);
                 return plan.patches.len() > before;
@@ -153,7 +154,7 @@ pub(super) fn plan(known: Known<'_>, unsaid: &mut Unsaid) -> Plan {
 fn ingress_problems(known: Known<'_>, plan: &mut Plan) {
     for (key, outcome) in known.outcomes.iter().take_while(|(key, _)| key.kind == RouteKind::Ingress) {
         if let Some(problems) = outcome.ingress.as_ref().filter(|problems| !problems.is_empty())
-            && let Some(route) = known.objects.routes.get(key)
+            && let Some(route) = known.objects.routes.get(key).and_then(StoredRoute::open)
         {
             let uid = route.metadata().uid.clone().unwrap_or_default();
             plan.problems.insert((key.clone(), uid), problems.clone());

@@ -1,5 +1,7 @@
 //! W3C Trace Context (<https://www.w3.org/TR/trace-context/>, level 1): read, continued, written. Pure.
 
+use http::HeaderMap;
+
 /// Longest `tracestate` that is passed on (§3.3.1.5 asks for 512 at least); a longer one is dropped whole.
 const MAX_STATE_BYTES: usize = 512;
 /// Most members of a `tracestate` (§3.3.1.1).
@@ -66,6 +68,17 @@ impl Context {
     /// The value of `traceparent` for an attempt.
     pub fn traceparent(&self, span_id: [u8; 8]) -> String {
         format!("00-{}-{}-0{}", hex(&self.trace_id), hex(&span_id), u8::from(self.sampled))
+    }
+
+    /// Replaces the trace fields of a head by those for an attempt.
+    pub fn set_in(&self, span_id: [u8; 8], fields: &mut HeaderMap) {
+        // Their characters are those of fields.
+        let mut set = |name: &'static str, value: Option<&str>| match value.and_then(|value| value.parse().ok()) {
+            Some(value) => drop(fields.insert(name, value)),
+            None => drop(fields.remove(name)),
+        };
+        set("traceparent", Some(&self.traceparent(span_id)));
+        set("tracestate", self.state.as_deref());
     }
 
     /// Replaces the trace fields of a whole HTTP/1.1 head by those for an attempt.

@@ -15,6 +15,8 @@ use tokio::sync::mpsc;
 pub(crate) use context::Context;
 pub(crate) use span::{Attempt, Trace};
 
+use crate::route::Head;
+
 /// Traces that wait to be sent; more are lost.
 const MAX_WAITING: usize = 2_048;
 
@@ -54,8 +56,12 @@ impl Tracer {
         })
     }
 
-    /// The context of a request that came with these headers.
-    pub fn accept(&self, traceparent: Option<&str>, tracestate: Option<&str>) -> Context {
+    /// The context of a request with this head.
+    pub fn accept_head(&self, head: &impl Head) -> Context {
+        self.accept(head.header("traceparent").as_deref(), head.header("tracestate").as_deref())
+    }
+
+    fn accept(&self, traceparent: Option<&str>, tracestate: Option<&str>) -> Context {
         Context::accept(traceparent, tracestate, || {
             self.percent >= 100.0 || (self.percent > 0.0 && rand::random::<f64>() * 100.0 < self.percent)
         })

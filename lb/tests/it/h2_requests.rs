@@ -1,12 +1,15 @@
 //! Requests of HTTP/2 clients: routed to endpoints of both versions, retried, streamed, cancelled, drained.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use scaleup_lb::snapshot::routes::{HttpPlan, Mode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::h2_support::*;
+use crate::routed::{PORT, Routed, Setup, http, rule};
 use crate::support::*;
 
 async fn h2_lab(endpoints: &[&H2Endpoint]) -> Lab {
@@ -39,6 +42,22 @@ async fn http1_endpoints_serve_http2_clients() {
     assert_eq!((sized.text(), unsized_body.text()), ("5".to_owned(), "5".to_owned()));
     lab.until("all are counted", |totals| totals.codes[1] == 55).await;
     assert_eq!(lab.totals().bytes_in, 10);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn challenges_of_a_ca_are_answered_whatever_the_client_speaks() {
+    let endpoint = H2Endpoint::start("h0").await;
+    let mut plan = HttpPlan::clone(&http(vec![("", vec![rule("/", "a")])]));
+    plan.challenges = Arc::new([("token".into(), "token.thumbprint".into())].into());
+    let setup = Setup::default().service("a", &[endpoint.addr]).h2c("a").listener(PORT, Mode::Http(Arc::new(plan)));
+    let lab = Routed::start(&setup).await;
+    let mut client = H2Client::connect(lab.addr).await;
+    let answer = client.get("/.well-known/acme-challenge/token").await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "token.thumbprint"));
+    let plain = lab.get("/.well-known/acme-challenge/token").await;
+    assert_eq!((plain.status, plain.body.as_str()), (200, "token.thumbprint"));
+    assert_eq!(client.get("/.well-known/acme-challenge/").await.text(), "h0", "others are the route's");
     lab.stop().await;
 }
 

@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use scaleup_lb::policy::{Algorithm, ServicePolicy, UpstreamTls};
 use scaleup_lb::snapshot::routes::{CertificatePlan, RulePlan};
+use scaleup_lb::snapshot::{PlanConfig, testing};
+use serde_json::json;
 
 use crate::h2_support::*;
 use crate::routed::*;
@@ -115,5 +117,43 @@ async fn endpoints_must_agree_to_http2() {
         let answer = lab.get(path).await;
         assert!(answer.status == 502 && answer.body.contains("HTTP/2 over TLS"), "{path} {answer:?}");
     }
+    lab.stop().await;
+}
+
+/// From the objects to the wire: endpoints of a GRPCRoute are believed as a BackendTLSPolicy says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_tls_policy_holds_for_a_grpc_route() {
+    let cert = certificate(&["inner.example"]);
+    let endpoint = endpoint(&cert, &[b"h2"]).await;
+    let ca = String::from_utf8(cert.chain_pem.clone()).unwrap();
+    let objects = |hostname: &str| {
+        let metadata = |name: &str| json!({"namespace": "shop", "name": name});
+        let (ip, port) = (endpoint.addr.ip().to_string(), endpoint.addr.port());
+        [
+            json!({"kind": "GatewayClass", "metadata": {"name": "scaleup"}, "spec": {"controllerName": "scaleup.dev/gateway"}}),
+            json!({"kind": "Gateway", "metadata": metadata("edge"), "spec": {"gatewayClassName": "scaleup",
+                "listeners": [{"name": "http", "port": PORT, "protocol": "HTTP"}]}}),
+            json!({"kind": "Service", "metadata": metadata("cart"), "spec": {"ports": [{"name": "rpc", "port": 80}]}}),
+            json!({"kind": "EndpointSlice", "metadata": {"namespace": "shop", "name": "cart", "labels": {"kubernetes.io/service-name": "cart"}},
+                "addressType": "IPv4", "ports": [{"name": "rpc", "port": port}], "endpoints": [{"addresses": [ip]}]}),
+            json!({"kind": "ConfigMap", "metadata": metadata("ca"), "data": {"ca.crt": ca}}),
+            json!({"kind": "BackendTLSPolicy", "metadata": metadata("cart"), "spec": {
+                "targetRefs": [{"group": "", "kind": "Service", "name": "cart"}],
+                "validation": {"hostname": hostname, "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "ca"}]}}}),
+            json!({"kind": "GRPCRoute", "metadata": metadata("cart"), "spec": {"parentRefs": [{"name": "edge"}],
+                "rules": [{"matches": [{"method": {"service": "grpc"}}], "backendRefs": [{"name": "cart", "port": 80}]}]}}),
+        ]
+    };
+    let snapshot = |hostname: &str| testing::snapshot(PlanConfig::default(), &objects(hostname)).unwrap();
+    let lab = Routed::start(&Setup::default().rules(vec![])).await;
+    lab.lb.publish(snapshot("inner.example"));
+    let mut client = H2Client::connect(lab.addr).await;
+    let answer = client.try_send("POST", "/grpc", GRPC, b"\0\0\0\0\0").await.unwrap();
+    assert_eq!((answer.status, &answer.body[..]), (200, &b"\0\0\0\0\x02hi"[..]));
+    assert_eq!(answer.trailers.unwrap().get("grpc-status").unwrap(), "0");
+    lab.lb.publish(snapshot("other.example"));
+    let answer = client.try_send("POST", "/grpc", GRPC, b"\0\0\0\0\0").await.unwrap();
+    // UNAVAILABLE
+    assert_eq!((answer.field("grpc-status"), endpoint.served()), ("14", 1));
     lab.stop().await;
 }

@@ -181,6 +181,77 @@ async fn silence_ends_a_tunnel_where_a_policy_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn endpoints_of_http2_open_tunnels_for_clients_of_both_versions() {
+    let mut builder = h2::server::Builder::new();
+    builder.enable_connect_protocol();
+    let endpoint = H2Endpoint::with("h2", builder).await;
+    let setup = Setup::default().service("a", &[endpoint.addr]).h2c("a").rules(vec![rule("/", "a")]);
+    let lab = Routed::start(&setup).await;
+    let large: Vec<u8> = (0..1_000_000u32).map(|i| i as u8).collect();
+    let mut client = H2Client::connect_extended(lab.addr).await;
+    let (response, mut sink) = open(&mut client, "/echo").await;
+    let response = tokio::time::timeout(PATIENCE, response).await.unwrap().unwrap();
+    assert_eq!(response.status(), 200);
+    let (mut body, sent) = (response.into_body(), Bytes::from(large.clone()));
+    let writer = tokio::spawn(async move {
+        write(&mut sink, sent, true).await.unwrap();
+        sink
+    });
+    let mut echoed = Vec::new();
+    while let Some(data) = next(&mut body).await {
+        echoed.extend_from_slice(&data);
+    }
+    assert!(echoed == large, "{} bytes came back", echoed.len());
+    drop(writer.await.unwrap());
+    let mut stream = TcpStream::connect(lab.addr).await.unwrap();
+    let upgrade = "GET /echo HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+                   sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(upgrade.as_bytes()).await.unwrap();
+    let head = read_head(&mut stream).await.to_lowercase();
+    assert!(head.starts_with("http/1.1 101 ") && head.contains("upgrade: websocket\r\n"), "{head}");
+    // The example of RFC 6455 §1.3.
+    assert!(head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"), "{head}");
+    let (mut read, mut half) = stream.into_split();
+    let sent = large.clone();
+    let writer = tokio::spawn(async move {
+        half.write_all(&sent).await.unwrap();
+        half.shutdown().await.unwrap();
+        half
+    });
+    let mut echoed = Vec::new();
+    tokio::time::timeout(PATIENCE, read.read_to_end(&mut echoed)).await.unwrap().unwrap();
+    assert!(echoed == large, "{} bytes came back", echoed.len());
+    drop(writer.await.unwrap());
+    // Nor does a plain body reach the endpoint in crumbs, which it would refuse.
+    let mut stream = TcpStream::connect(lab.addr).await.unwrap();
+    let head =
+        format!("POST /echo HTTP/1.1\r\nhost: web\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", large.len());
+    let (mut read, mut half) = stream.split();
+    let (written, got) = tokio::join!(
+        async {
+            half.write_all(head.as_bytes()).await?;
+            half.write_all(&large).await
+        },
+        async {
+            let mut got = Vec::new();
+            read.read_to_end(&mut got).await.map(|_| got)
+        }
+    );
+    written.unwrap();
+    let got = got.unwrap();
+    assert!(got.starts_with(b"HTTP/1.1 200 ") && got.len() > large.len(), "{} bytes came back", got.len());
+    // A tunnel whose client goes away is cancelled at the endpoint.
+    let (response, mut sink) = open(&mut client, "/never").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    sink.send_reset(Reason::CANCEL);
+    assert!(tokio::time::timeout(PATIENCE, response).await.unwrap().is_err());
+    endpoint.until_cancelled(1).await;
+    // Each of two threads has one.
+    assert!(endpoint.connections.load(std::sync::atomic::Ordering::Relaxed) <= 2, "tunnels share a connection");
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_an_endpoint_that_switches_opens_a_tunnel() {
     let (addr, _seen, _ended) = endpoint().await;
     let modern = H2Endpoint::start("h2").await;

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use scaleup_lb::AccessTarget;
 use scaleup_lb::policy::{RateLimit, RatePer, RequestPolicy};
-use scaleup_lb::snapshot::routes::{Filter, RedirectPlan, RulePlan};
+use scaleup_lb::snapshot::routes::{FieldMatch, Filter, RedirectPlan, RulePlan, ValueMatch};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::h2_support::H2Client;
+use crate::h2_support::{H2Client, H2Endpoint};
 use crate::routed::{Routed, Scripted, Setup, filtered, governed, rule};
 use crate::support::*;
 
@@ -193,6 +193,51 @@ async fn traces_are_continued_and_their_spans_exported() {
     lab.stop().await;
     let all = got.lock().unwrap().len();
     assert_eq!(all, 1, "what is not sampled is not exported");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traces_of_http2_clients_are_continued_to_endpoints_of_both_versions() {
+    let (address, got) = collector().await;
+    let [old] = endpoints::<1>().await;
+    let new = H2Endpoint::start("h2").await;
+    let hedged = RequestPolicy { hedging: Some((Duration::from_secs(5), 1)), ..RequestPolicy::default() };
+    let setup = Setup::default().service("old", &[old.addr]).service("new", &[new.addr]).h2c("new").rules(vec![
+        rule("/", "old"),
+        RulePlan { headers: vec![wants("new")], ..rule("/", "new") },
+        RulePlan { headers: vec![wants("hedged")], ..governed("/", "new", hedged) },
+    ]);
+    let lab = Routed::configured(&setup, |config| {
+        config.observe.otlp_endpoint = Some(format!("http://{address}"));
+        config.observe.trace_percent = 0.0;
+    })
+    .await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let mut client = H2Client::connect(lab.addr).await;
+    let mut passed_on = Vec::new();
+    for wanted in ["old", "new", "hedged"] {
+        let parent = format!("00-{trace}-b7ad6b7169203331-01");
+        let fields = [("x-to", wanted), ("traceparent", parent.as_str()), ("tracestate", "v=1")];
+        let seen = client.try_send("GET", "/headers", &fields, b"").await.unwrap().text();
+        let parent = seen.lines().find_map(|line| line.strip_prefix("traceparent: ")).expect("passed on").to_owned();
+        assert_eq!((seen.matches("traceparent").count(), seen.matches("tracestate: v=1").count()), (1, 1), "{seen}");
+        passed_on.push(parent);
+        // Not valid: a new trace, without the state.
+        let fields = [("x-to", wanted), ("traceparent", "00-nonsense"), ("tracestate", "v=1")];
+        let seen = client.try_send("GET", "/headers", &fields, b"").await.unwrap().text();
+        assert!(seen.contains("traceparent: 00-") && !seen.contains("tracestate") && !seen.contains(trace), "{seen}");
+    }
+    let spans = spans(&got, 6).await;
+    for parent in passed_on {
+        let attempt = spans.iter().find(|span| parent == format!("00-{trace}-{}-01", span["spanId"].as_str().unwrap()));
+        let attempt = attempt.unwrap_or_else(|| panic!("the endpoint was told of no span: {parent} in {spans:#?}"));
+        let server = spans.iter().find(|span| span["spanId"] == attempt["parentSpanId"]).expect("its request's span");
+        assert_eq!((&attempt["kind"], &server["parentSpanId"]), (&3.into(), &"b7ad6b7169203331".into()));
+    }
+    lab.stop().await;
+}
+
+fn wants(value: &str) -> FieldMatch {
+    FieldMatch { name: "x-to".into(), value: ValueMatch::Exact(value.into()) }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,13 +2,17 @@
 //!
 //! What the HTTP/1.1 engine writes is its own canonical form, so parsing it is strict and cheap. The connection carries one exchange and
 //! says so (`Connection: close`); a stream that breaks is a connection that closes early.
+//!
+//! An upgrade to the WebSocket protocol becomes an extended CONNECT (RFC 8441 §5), and the endpoint's 200 a 101. The key is answered here,
+//! as HTTP/2 has none. Where the endpoint does not offer that the answer is a 501.
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use h2::{RecvStream, SendStream};
+use h2::ext::Protocol;
+use h2::{Reason, RecvStream, SendStream};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri};
@@ -16,16 +20,24 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 
 use super::transfer::{both, send};
 use super::upstream::{Came, Heads, Lease};
-use super::{Broke, response};
+use super::{Broke, response, websocket};
 use crate::proxy::chunked::{Chunked, LAST_CHUNK, Output, write_chunk};
 use crate::proxy::fields::{Field, content_length, kind, write};
 
 /// Bytes between the two sides, each way.
 const PIPE_BYTES: usize = 64 * 1024;
+/// Room for a read; with less left, more memory is taken.
+const MIN_READ_BYTES: usize = 4 * 1024;
+const READ_BYTES: usize = 16 * 1024;
 /// Largest head taken from the engine; clients' limits are stricter.
 const MAX_HEAD_BYTES: usize = 256 * 1024;
 /// Fields of such a head.
 const MAX_FIELDS: usize = 256;
+/// In a tunnel over which nothing comes from the endpoint it is noticed this late that the engine is gone.
+const ABANDONED_AFTER: Duration = Duration::from_secs(5);
+/// What is answered when the endpoint opens no tunnels.
+const NO_TUNNELS: &str = "501: the endpoint speaks HTTP/2 and offers no WebSockets over it (RFC 8441): for HTTP/1.1 the port's appProtocol must be \
+                          kubernetes.io/ws or http\n";
 
 /// A connection that is the stream of `lease`; `tls`: the endpoint is reached over TLS. `patience`: longest wait for the endpoint to take
 /// more of a body.
@@ -50,6 +62,10 @@ async fn run(pipe: DuplexStream, lease: &Lease, tls: bool, patience: Duration) -
             return Err(Broke::Client);
         }
     };
+    if let Body::Tunnel(key) = body {
+        // Boxed, so that other requests need no room for it.
+        return Box::pin(tunnel(request, &key, lease, (reader, writer, input), patience)).await;
+    }
     let is_head = request.method() == Method::HEAD;
     let (future, mut sink) = lease.send(request, matches!(body, Body::None)).await?;
     let sent = Cell::new(false);
@@ -76,6 +92,10 @@ async fn run(pipe: DuplexStream, lease: &Lease, tls: bool, patience: Duration) -
 }
 
 async fn fill(reader: &mut ReadHalf<DuplexStream>, input: &mut BytesMut) -> Result<usize, Broke> {
+    // Without room it would be read in crumbs, and endpoints rightly take many small DATA frames for an attack.
+    if input.capacity() - input.len() < MIN_READ_BYTES {
+        input.reserve(READ_BYTES);
+    }
     reader.read_buf(input).await.map_err(|_| Broke::Client)
 }
 
@@ -84,6 +104,8 @@ enum Body {
     None,
     Length(u64),
     Chunked,
+    /// The WebSocket protocol follows; the client's key.
+    Tunnel(Bytes),
 }
 
 struct Head {
@@ -119,7 +141,8 @@ fn convert(head: &httparse::Request<'_, '_>, tls: bool) -> Option<Head> {
                 body = if length == 0 { Body::None } else { Body::Length(length) };
                 fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
             }
-            // These end at this hop (RFC 9113 §8.2.2); an upgrade is refused by the endpoint's answer to the plain request.
+            // These end at this hop (RFC 9113 §8.2.2); an upgrade to anything but the WebSocket protocol is refused by the endpoint's
+            // answer to the plain request.
             Some(
                 Field::Connection
                 | Field::KeepAlive
@@ -136,6 +159,18 @@ fn convert(head: &httparse::Request<'_, '_>, tls: bool) -> Option<Head> {
     }
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(head.method?.as_bytes()).ok()?;
+    let wants = |field: &httparse::Header<'_>| {
+        kind(field.name) == Some(Field::Upgrade) && field.value.eq_ignore_ascii_case(b"websocket")
+    };
+    if request.method() == Method::GET
+        && matches!(body, Body::None)
+        && head.headers.iter().any(wants)
+        && let Some(key) = fields.remove(websocket::KEY)
+    {
+        *request.method_mut() = Method::CONNECT;
+        request.extensions_mut().insert(Protocol::from_static("websocket"));
+        body = Body::Tunnel(Bytes::copy_from_slice(key.as_bytes()));
+    }
     *request.uri_mut() = Uri::from_parts(uri).ok()?;
     *request.headers_mut() = fields;
     Some(Head { request, body })
@@ -149,7 +184,7 @@ async fn upload(
     patience: Duration,
 ) -> Result<(), Broke> {
     let mut left = match body {
-        Body::None => return Ok(()),
+        Body::None | Body::Tunnel(_) => return Ok(()),
         Body::Length(length) => Some(length),
         Body::Chunked => None,
     };
@@ -180,6 +215,82 @@ async fn upload(
             return Err(Broke::Client);
         }
     }
+}
+
+/// Asks for a tunnel and, if the endpoint opens it, moves bytes both ways until both sides have ended.
+async fn tunnel(
+    request: Request<()>,
+    key: &[u8],
+    lease: &Lease,
+    (mut reader, mut writer, mut input): (ReadHalf<DuplexStream>, WriteHalf<DuplexStream>, BytesMut),
+    patience: Duration,
+) -> Result<(), Broke> {
+    if !lease.takes_extended_connect().await {
+        let length = NO_TUNNELS.len();
+        let answer = format!(
+            "HTTP/1.1 501 Not Implemented\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{NO_TUNNELS}"
+        );
+        writer.write_all(answer.as_bytes()).await.map_err(|_| Broke::Client)?;
+        return writer.shutdown().await.map_err(|_| Broke::Client);
+    }
+    let (future, mut sink) = lease.send(request, false).await?;
+    let mut heads = Heads::counted(future);
+    let response = async {
+        loop {
+            match heads.next().await? {
+                Came::Interim(interim) => relay_interim(&interim, &mut writer).await?,
+                Came::Head(response) => return Ok(response),
+            }
+        }
+    };
+    let gone = async {
+        while input.len() < MAX_HEAD_BYTES && fill(&mut reader, &mut input).await? > 0 {}
+        if input.len() < MAX_HEAD_BYTES { Err(Broke::Client) } else { std::future::pending().await }
+    };
+    let response: Response<RecvStream> = tokio::select! {
+        response = response => response?,
+        gone = gone => gone?,
+    };
+    if !response.status().is_success() {
+        return relay(response, false, &mut writer).await;
+    }
+    let (mut parts, mut body) = response.into_parts();
+    parts.headers.remove(websocket::ACCEPT);
+    let mut out = head(StatusCode::SWITCHING_PROTOCOLS, &parts.headers);
+    write(&mut out, "upgrade", b"websocket");
+    write(&mut out, "connection", b"upgrade");
+    write(&mut out, websocket::ACCEPT.as_str(), websocket::proof_of(key).as_bytes());
+    out.extend_from_slice(b"\r\n");
+    writer.write_all(&out).await.map_err(|_| Broke::Client)?;
+    let upload = async {
+        loop {
+            send(&mut sink, input.split().freeze(), false, patience).await.map_err(|_| Broke::Endpoint)?;
+            if fill(&mut reader, &mut input).await? == 0 {
+                return sink.send_data(Bytes::new(), true).map_err(|_| Broke::Endpoint);
+            }
+        }
+    };
+    let download = async {
+        loop {
+            match tokio::time::timeout(ABANDONED_AFTER, body.data()).await {
+                Ok(Some(data)) => {
+                    let data = data.map_err(|_| Broke::Midway)?;
+                    writer.write_all(&data).await.map_err(|_| Broke::Client)?;
+                    // Window that cannot be given back belongs to a stream that is over.
+                    let _ = body.flow_control().release_capacity(data.len());
+                }
+                Ok(None) => return writer.shutdown().await.map_err(|_| Broke::Client),
+                // Writes nothing; fails if nobody is there any more.
+                Err(_) => drop(writer.write(&[]).await.map_err(|_| Broke::Client)?),
+            }
+        }
+    };
+    let ended = tokio::try_join!(upload, download).map(drop);
+    if ended.is_err() {
+        // RFC 8441 §5
+        sink.send_reset(Reason::CANCEL);
+    }
+    ended
 }
 
 /// The beginning of a head: everything but framing.

@@ -1,7 +1,6 @@
 //! One request of an HTTP/2 client, from its head to the last byte of its response.
 //!
-//! Retries as in HTTP/1.1 ([`crate::proxy::http`]): an endpoint that saw nothing of a request is replaced by the next one; what an
-//! endpoint may have seen is sent again only if the rule's policy allows and nothing of a body was taken from the client.
+//! What may be sent again says [`crate::proxy::retry`].
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,25 +17,20 @@ use super::meter::Meter;
 use super::stream::{Reply, Stream, until_cancelled};
 use super::{Broke, copies, filters, hedge, http1, http2, websocket};
 use crate::access::{Flags, Wire};
-use crate::backend::{Backend, EndpointState, Tried};
+use crate::backend::{Backend, EndpointState};
 use crate::balance::session::Chosen;
 use crate::balance::{self, Choice, Outcome, Permit, Refusal, affinity, may_retry};
 use crate::plugin::{self, Refused};
-use crate::proxy::attempt::{self, connector_id};
+use crate::proxy::attempt;
 use crate::proxy::filters::{Fields, Filters, Place};
 use crate::proxy::held::Unseen;
 use crate::proxy::local::Seen;
-use crate::proxy::record::Record;
+use crate::proxy::record::{AttemptContext, Record};
 use crate::proxy::request::{Client, Framing, Reject};
+use crate::proxy::retry::{Attempts, Ended};
 use crate::proxy::site::Target;
 use crate::proxy::worker::Worker;
 use crate::route::{Rule, Weighted};
-use crate::stats::add;
-
-/// Attempts per request, stale pooled connections included.
-const MAX_ATTEMPTS: u32 = 8;
-/// Longest pause between attempts.
-const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
 /// What the requests of a client connection share.
 pub(super) struct Context {
@@ -63,6 +57,8 @@ pub(super) struct Job<'a> {
     /// Longest wait for the response's head.
     pub head_timeout: Option<Duration>,
     pub meter: &'a Meter,
+    /// What the endpoint is told of the trace, if there is one.
+    pub trace: Option<&'a AttemptContext>,
 }
 
 /// Serves a request.
@@ -116,6 +112,10 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
         && let Err(Reject { status, reason }) = head.normalize()
     {
         return refuse(None, stream, &head, status, reason);
+    }
+    if let Some(challenge) = table.and_then(|table| table.challenge(crate::route::Head::path(&head))) {
+        let answer = Answer { text: challenge.to_string(), ..Answer::new(StatusCode::OK, "") };
+        return context.answer(None, answer, stream, &head);
     }
     let found = table.and_then(|table| Some((table.find(&head)?.clone(), table.port())));
     drop(site);
@@ -203,7 +203,9 @@ async fn admit(
     let attempts = attempts(context, stream, head, record, (share, &own_fields, &permit), &choice);
     let failure = match rule.policy.request_timeout {
         None => attempts.await,
-        Some(timeout) => tokio::time::timeout(timeout, attempts).await.unwrap_or(Err(Failure::RequestTimeout)),
+        Some(timeout) => tokio::time::timeout(timeout, attempts)
+            .await
+            .unwrap_or(Err(Failure::Attempts(attempt::Failure::RequestTimeout))),
     };
     match (failure, stream.copy.take()) {
         (Err(failure), _) => fail(failure, stream, head, record),
@@ -222,29 +224,20 @@ async fn attempts(
     choice: &Choice,
 ) -> Result<(), Failure> {
     let worker = &context.worker;
-    let (backend, rule) = (&*record.backend, &*record.rule);
-    let stats = backend.stats.shard(worker.index);
-    if head.websocket && rule.speaks_http2(backend) {
-        return Err(Failure::NoTunnel);
-    }
-    let mut tried = Tried::default();
-    let mut failure = Failure::NoEndpoints;
-    let mut retries = 0;
-    for attempt in 0..MAX_ATTEMPTS {
-        let Some((index, endpoint)) = record.choose(choice, tried).map_err(Failure::Refused)? else { break };
-        if attempt > 0 {
-            add(&stats.retries, 1);
-        }
+    let rule = &*record.rule;
+    let mut attempts = Attempts::new(record, permit, choice, head.is_idempotent());
+    while let Some((index, endpoint)) = attempts.next().map_err(Failure::Refused)? {
         let job = Job {
             head,
             record,
             filters: Filters::of_share(rule, share),
             own_fields,
             endpoint,
-            retries,
+            retries: attempts.retries,
             begun: Instant::now(),
             head_timeout: rule.policy.response_timeout.or(worker.config.response_header_timeout),
             meter: &context.meter,
+            trace: None,
         };
         let ended = match rule.policy.hedging {
             Some(hedging) if head.is_idempotent() && head.framing == Framing::None && !head.websocket => {
@@ -257,50 +250,23 @@ async fn attempts(
             Ok(()) => return Ok(()),
             Err(broke) => broke,
         };
-        let (outcome, next) = match broke {
-            Attempt::NotConnected(failure) => (Outcome::ConnectFailed, Failure::Connect(failure)),
-            Attempt::Broke(Broke::Unsent | Broke::Endpoint) => (Outcome::Reset, Failure::Broken),
-            Attempt::Broke(Broke::Timeout) => (Outcome::TimedOut, Failure::ResponseTimeout),
-            Attempt::Broke(Broke::Status(status)) => {
-                (Outcome::Status(status, job.begun.elapsed()), Failure::Status(status))
-            }
-            Attempt::Broke(Broke::Malformed) => return Err(Failure::Malformed),
+        let ended = match broke {
+            Attempt::NotConnected(failure) => Ended::NotConnected(failure),
+            Attempt::Broke(Broke::Unsent) => Ended::Unsent,
+            Attempt::Broke(Broke::Endpoint) => Ended::Broken,
+            Attempt::Broke(Broke::Timeout) => Ended::TimedOut,
+            Attempt::Broke(Broke::Status(status)) => Ended::Status(status),
+            Attempt::Broke(Broke::Malformed) => Ended::Malformed,
             Attempt::Broke(broke) => return Err(Failure::Request(broke)),
         };
         if stream.is_answered() {
             return Err(Failure::Request(Broke::Midway));
         }
-        let unseen = matches!(broke, Attempt::NotConnected(_) | Attempt::Broke(Broke::Unsent));
-        if stream.is_taken() {
-            return Err(next);
-        }
-        failure = next;
-        let stale = pooled && matches!(broke, Attempt::Broke(Broke::Unsent | Broke::Endpoint));
-        if stale {
-            // It was closed while idle, and so perhaps were the others; the endpoint itself may be well.
-            worker.pool.borrow_mut().forget(endpoint, connector_id(worker, backend));
-            if unseen || (head.is_idempotent() && head.framing == Framing::None) {
-                continue;
-            }
-            return Err(failure);
-        }
-        if let Outcome::Reset | Outcome::TimedOut = outcome {
-            endpoint.report(&backend.policy, outcome, worker.index);
-        }
-        tried.insert(index);
-        // A status was let through by the policy already.
-        let again = matches!(broke, Attempt::Broke(Broke::Status(_)))
-            || (may_retry(rule, outcome, head.is_idempotent() || unseen, retries)
-                && permit.begin_retry(backend.policy.limits.retries));
-        if !again {
+        if !attempts.again((index, endpoint), ended, pooled, !stream.is_taken()).await {
             break;
         }
-        if let Some(backoff) = rule.policy.retries.backoff {
-            tokio::time::sleep(backoff.saturating_mul(1 << retries.min(16)).min(MAX_BACKOFF)).await;
-        }
-        retries += 1;
     }
-    Err(failure)
+    Err(Failure::Attempts(attempts.failure))
 }
 
 /// How an attempt ended that did not deliver a response.
@@ -327,25 +293,28 @@ impl Job<'_> {
         endpoint: &Arc<EndpointState>,
     ) -> Result<(), (Attempt, bool)> {
         let backend = &*self.record.backend;
-        if self.record.rule.speaks_http2(backend) {
+        let http2 = self.record.rule.speaks_http2(backend);
+        if http2 && !self.head.websocket {
             let lease = attempt::lease(worker, backend, endpoint, self.begun);
             let lease = connected(until_cancelled(&mut stream.respond, lease).await)?;
-            let Some(request) = self.head.to_http2(backend.policy.upstream_tls.is_some()) else {
-                return Err((Attempt::Broke(Broke::Unsent), false));
-            };
             self.record.sent_to(endpoint, self.begun);
-            let result = http2::exchange(stream, self, &lease, request).await;
+            let trace = self.trace();
+            let job = Job { trace: trace.as_ref(), ..*self };
+            let Some(request) = job.to_http2() else { return Err((Attempt::Broke(Broke::Unsent), false)) };
+            let result = http2::exchange(stream, &job, &lease, request).await;
             return result.map_err(|broke| (Attempt::Broke(broke), lease.pooled));
         }
-        let connection = attempt::checkout(worker, backend, endpoint, self.begun, false);
+        let connection = attempt::checkout(worker, backend, endpoint, self.begun, http2);
         let (mut upstream, is_pooled) = connected(until_cancelled(&mut stream.respond, connection).await)?;
         self.record.sent_to(endpoint, if is_pooled { self.begun } else { Instant::now() });
+        let trace = self.trace();
+        let job = Job { trace: trace.as_ref(), ..*self };
         let (reader, writer) = upstream.stream.halves();
         let exchanged = if self.head.websocket {
             // Boxed, so that other requests need no room for it.
-            Box::pin(websocket::exchange(stream, self, reader, writer)).await
+            Box::pin(websocket::exchange(stream, &job, reader, writer)).await
         } else {
-            http1::exchange(stream, self, reader, writer).await
+            http1::exchange(stream, &job, reader, writer).await
         };
         match exchanged {
             Ok(reusable) => {
@@ -356,6 +325,28 @@ impl Job<'_> {
             }
             Err(broke) => Err((Attempt::Broke(broke), is_pooled)),
         }
+    }
+
+    /// What the endpoint that the record names is told of the trace.
+    pub fn trace(&self) -> Option<AttemptContext> {
+        self.record.attempt_context(|tracer| tracer.accept_head(self.head))
+    }
+
+    /// Appends the head for an HTTP/1.1 endpoint; see [`Head::write_http1`].
+    pub fn write_http1(&self, key: Option<&str>, out: &mut Vec<u8>) {
+        self.head.write_http1(key, out);
+        if let Some(AttemptContext { context, span_id }) = self.trace {
+            context.replace_in(*span_id, out);
+        }
+    }
+
+    /// The head for an HTTP/2 endpoint; see [`Head::to_http2`].
+    pub fn to_http2(&self) -> Option<Request<()>> {
+        let mut request = self.head.to_http2(self.record.backend.policy.upstream_tls.is_some())?;
+        if let Some(AttemptContext { context, span_id }) = self.trace {
+            context.set_in(*span_id, request.headers_mut());
+        }
+        Some(request)
     }
 
     /// Longest wait for the client or the endpoint to take more of a body.
@@ -379,44 +370,12 @@ impl Job<'_> {
 
 /// Why a request got no complete response.
 enum Failure {
-    NoEndpoints,
     /// By a plugin.
     Refused(Box<Refused>),
-    /// Said by the part that opens connections.
-    Connect(attempt::Failure),
-    /// A WebSocket for endpoints that speak HTTP/2.
-    NoTunnel,
-    Broken,
-    Malformed,
-    ResponseTimeout,
-    RequestTimeout,
-    /// Nobody was left to ask after this one.
-    Status(u16),
+    /// No endpoint has answered.
+    Attempts(attempt::Failure),
     /// It is not the endpoint's fault, or the response has begun.
     Request(Broke),
-}
-
-impl Failure {
-    fn status_and_text(self) -> (StatusCode, &'static str) {
-        match self {
-            Self::NoEndpoints => (StatusCode::SERVICE_UNAVAILABLE, "has no ready endpoints"),
-            Self::Refused(refused) => (refused.status, "is not asked: its plugin refuses the request"),
-            Self::NoTunnel => {
-                let text = "speaks HTTP/2: for WebSockets its port's appProtocol must be kubernetes.io/ws or http";
-                (StatusCode::NOT_IMPLEMENTED, text)
-            }
-            Self::Connect(failure) => failure.status_and_text(),
-            Self::Broken => (StatusCode::BAD_GATEWAY, "closed the connection before it responded"),
-            Self::Malformed => (StatusCode::BAD_GATEWAY, "sent a response that is not valid HTTP"),
-            Self::ResponseTimeout => (StatusCode::GATEWAY_TIMEOUT, "did not respond in time"),
-            Self::RequestTimeout => (StatusCode::GATEWAY_TIMEOUT, "did not complete its response in time"),
-            Self::Status(status) => (
-                StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY),
-                "has no endpoint that responds better",
-            ),
-            Self::Request(_) => (StatusCode::BAD_GATEWAY, "did not complete its response"),
-        }
-    }
 }
 
 /// Ends a request that no endpoint has answered, or not completely.
@@ -433,17 +392,15 @@ fn fail(failure: Failure, stream: &mut Stream, head: &Head, record: &Record) {
     if let Failure::Request(Broke::TooLarge) = failure {
         return give(Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"), stream, head, record);
     }
-    if let Failure::Refused(refused) = failure {
-        record.flag(Flags::PLUGIN_REFUSED);
-        return give(refused_by_plugin(*refused), stream, head, record);
-    }
-    record.flag(match failure {
-        Failure::NoEndpoints => Flags::NO_ENDPOINT,
-        Failure::Connect(failure) => failure.flags(),
-        Failure::ResponseTimeout | Failure::RequestTimeout => Flags::UPSTREAM_FAILED.with(Flags::TIMEOUT),
-        _ => Flags::UPSTREAM_FAILED,
-    });
-    let (status, text) = failure.status_and_text();
+    let (flags, (status, text)) = match failure {
+        Failure::Refused(refused) => {
+            record.flag(Flags::PLUGIN_REFUSED);
+            return give(refused_by_plugin(*refused), stream, head, record);
+        }
+        Failure::Attempts(failure) => (failure.flags(), failure.status_and_text()),
+        Failure::Request(_) => (Flags::UPSTREAM_FAILED, (StatusCode::BAD_GATEWAY, "did not complete its response")),
+    };
+    record.flag(flags);
     give(Answer::new(status, &format!("service {} {text}", record.backend.service)), stream, head, record);
 }
 

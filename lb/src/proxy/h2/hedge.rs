@@ -78,6 +78,9 @@ async fn run(
     let mut tried = Tried::default();
     tried.insert(first);
     record.sent_to(job.endpoint, job.begun);
+    // Rivals belong to the same attempt.
+    let trace = job.trace();
+    let job = &Job { trace: trace.as_ref(), ..*job };
     let mut asked = FuturesUnordered::new();
     asked.push(ask(job, job.endpoint.clone(), job.begun, false));
     let mut timer = std::pin::pin!(tokio::time::sleep(delay));
@@ -128,8 +131,7 @@ async fn ask(
 }
 
 async fn ask_http2(job: &Job<'_>, lease: &Lease) -> Result<Response<RecvStream>, Broke> {
-    let tls = job.record.backend.policy.upstream_tls.is_some();
-    let request = job.head.to_http2(tls).ok_or(Broke::Unsent)?;
+    let request = job.to_http2().ok_or(Broke::Unsent)?;
     // Nothing is sent after the head.
     let (future, _) = lease.send(request, true).await?;
     let mut heads = Heads::new(future);
@@ -143,7 +145,7 @@ async fn ask_http2(job: &Job<'_>, lease: &Lease) -> Result<Response<RecvStream>,
 async fn ask_http1(job: &Job<'_>, upstream: &mut Upstream) -> Result<(Parsed, BytesMut), Broke> {
     let (mut reader, mut writer) = upstream.stream.halves();
     let mut out = Vec::with_capacity(512);
-    job.head.write_http1(None, &mut out);
+    job.write_http1(None, &mut out);
     write_head(&mut writer, &out).await?;
     let mut download = Download::new(job, &mut reader, BytesMut::new());
     let head = download.head(None).await?;

@@ -48,7 +48,7 @@ pub(super) async fn exchange(
 
 async fn upload(body: &mut Body<'_>, job: &Job<'_>, writer: &mut (impl AsyncWrite + Unpin)) -> Result<(), Broke> {
     let mut out = Vec::with_capacity(512);
-    job.head.write_http1(None, &mut out);
+    job.write_http1(None, &mut out);
     let framing = job.head.framing;
     let mut left = if let Framing::Length(length) = framing { length } else { 0 };
     let mut head_sent = false;

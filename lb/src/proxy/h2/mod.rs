@@ -6,8 +6,8 @@
 //!       ├ http1 ── with an HTTP/1.1 endpoint (translation both ways)
 //!       ├ http2 ── with an HTTP/2 endpoint, over a connection of `upstream`
 //!       ├ hedge ── with whichever of several endpoints answers first
-//!       └ websocket ── a tunnel through an HTTP/1.1 endpoint
-//! bridge ── an HTTP/1.1 client's request with an HTTP/2 endpoint
+//!       └ websocket ── a tunnel through an endpoint
+//! bridge ── an HTTP/1.1 client's request, or a tunnel, with an HTTP/2 endpoint
 //! ```
 //!
 //! Everything that a peer sends is bounded: by the crate where it counts (below and in [`server_settings`]), by

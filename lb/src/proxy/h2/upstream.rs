@@ -35,6 +35,10 @@ const MAX_CONNECTIONS: usize = 8;
 const IDLE_TIME: Duration = Duration::from_secs(60);
 /// A connection with streams is asked whether it is alive this often; no answer until the next time ends it.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// How long after it was opened a connection's settings may come (they are the first thing that an endpoint sends, RFC 9113 §3.4), and
+/// how often that is looked at.
+const SETTINGS_TIME: Duration = Duration::from_secs(1);
+const SETTINGS_PAUSE: Duration = Duration::from_millis(2);
 
 /// All of a thread's HTTP/2 connections to endpoints.
 #[derive(Debug, Default)]
@@ -67,6 +71,7 @@ struct ConnState {
     streams: Cell<usize>,
     closed: Cell<bool>,
     idle_since: Cell<Instant>,
+    opened: Instant,
 }
 
 /// Leave to open one stream. Must live as long as the stream.
@@ -149,11 +154,9 @@ impl Connections {
         timeout: Duration,
     ) -> Result<Lease, ConnectError> {
         let connecting = Connecting::begin(self);
-        let state = Rc::new(ConnState {
-            streams: Cell::new(0),
-            closed: Cell::new(false),
-            idle_since: Cell::new(Instant::now()),
-        });
+        let now = Instant::now();
+        let (streams, closed, idle_since) = (Cell::new(0), Cell::new(false), Cell::new(now));
+        let state = Rc::new(ConnState { streams, closed, idle_since, opened: now });
         let stream = connect(endpoint.addr, timeout).await?;
         let sender = match connector {
             None => self.greet(stream, &state).await?,
@@ -266,6 +269,19 @@ impl Lease {
     fn new(conn: &Rc<Conn>, all: &Rc<Connections>, pooled: bool) -> Self {
         conn.state.streams.set(conn.state.streams.get() + 1);
         Self { conn: conn.clone(), all: all.clone(), pooled }
+    }
+
+    /// Whether the endpoint opens tunnels for other protocols (RFC 8441 §3).
+    pub async fn takes_extended_connect(&self) -> bool {
+        loop {
+            if self.conn.sender.is_extended_connect_protocol_enabled() {
+                return true;
+            }
+            if self.conn.state.closed.get() || self.conn.state.opened.elapsed() > SETTINGS_TIME {
+                return false;
+            }
+            tokio::time::sleep(SETTINGS_PAUSE).await;
+        }
     }
 
     /// Opens the stream with a request head; `end`: there is no body.

@@ -1,6 +1,8 @@
 //! WebSockets of HTTP/2 clients (RFC 8441): an extended CONNECT becomes an HTTP/1.1 upgrade towards the endpoint, its 101 a 200 towards the
 //! client, and then bytes go both ways.
 //!
+//! To an endpoint that speaks HTTP/2 the way leads over [`super::bridge`], which makes an extended CONNECT of the upgrade again.
+//!
 //! The key and its answer (RFC 6455 §4.1) are between us and the endpoint, as RFC 8441 §5 has none. An end of the client's stream is the end of
 //! what we send, and the other way round; a reset stands for a broken connection.
 
@@ -22,7 +24,7 @@ use super::stream::{Body, Stream};
 use crate::proxy::tunnel;
 
 pub(super) const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
-const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
+pub(super) const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 /// What an endpoint proves that it understood (RFC 6455 §1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -36,7 +38,7 @@ pub(super) async fn exchange(
 ) -> Result<bool, Broke> {
     let key = BASE64_STANDARD.encode(rand::random::<[u8; 16]>());
     let mut out = Vec::with_capacity(512);
-    job.head.write_http1(Some(&key), &mut out);
+    job.write_http1(Some(&key), &mut out);
     write_head(&mut writer, &out).await?;
     let (body, reply) = stream.split(job);
     let mut download = Download::new(job, &mut reader, BytesMut::new());
@@ -71,15 +73,19 @@ pub(super) async fn exchange(
 fn switch(head: &mut Parsed, key: &str) -> Result<(), Broke> {
     let fields = head.response.headers_mut();
     let proof = fields.remove(ACCEPT);
-    let mut hash = Sha1::new();
-    hash.update(key);
-    hash.update(GUID);
-    let expected = BASE64_STANDARD.encode(hash.finalize());
-    if !head.websocket || proof.is_none_or(|proof| proof.as_bytes() != expected.as_bytes()) {
+    if !head.websocket || proof.is_none_or(|proof| proof.as_bytes() != proof_of(key.as_bytes()).as_bytes()) {
         return Err(Broke::Malformed);
     }
     *head.response.status_mut() = StatusCode::OK;
     Ok(())
+}
+
+/// The answer to a key.
+pub(super) fn proof_of(key: &[u8]) -> String {
+    let mut hash = Sha1::new();
+    hash.update(key);
+    hash.update(GUID);
+    BASE64_STANDARD.encode(hash.finalize())
 }
 
 async fn upload(mut body: Body<'_>, writer: &mut (impl AsyncWrite + Unpin), active: &Cell<bool>) -> Result<(), Broke> {

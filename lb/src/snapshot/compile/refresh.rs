@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use super::super::assemble::{self, Compiled, Content, Shadowed};
 use super::super::compile_route::{self, Context};
 use super::super::gateways::{Gateways, IngressClaims, ListenerId};
-use super::super::objects::{ObjectKey, Objects, Route, RouteKey, RouteKind, created};
+use super::super::objects::{ObjectKey, Objects, Route, RouteKey, RouteKind, StoredRoute, created};
 use super::super::plan::{ServiceContext, plan_service};
 use super::super::policies::{Policies, TargetKind};
 use super::super::routes::{HostPort, ListenerPlan};
@@ -101,7 +101,7 @@ impl Compiler {
         self.unsaid.extend(routes.iter().cloned());
         let mut backends_changed = false;
         for key in routes {
-            let new = self.objects.routes.get(&key).map(|route| {
+            let new = self.objects.routes.get(&key).and_then(StoredRoute::open).map(|route| {
                 let context = Context {
                     objects: &self.objects,
                     gateways: &self.gateways,
@@ -109,7 +109,7 @@ impl Compiler {
                     config: &self.config,
                     default_policy: &self.default_policy,
                 };
-                compile_route::compile(context, &key, route)
+                compile_route::compile(context, &key, &route)
             });
             let (new, outcome) = new.unzip();
             if self.routes.get(&key) != new.as_ref() {
@@ -131,7 +131,8 @@ impl Compiler {
     /// Puts a compiled route in place of its predecessor, and says whether the set of Service ports that routes send to has changed.
     fn exchange(&mut self, key: &RouteKey, new: Option<Compiled>, ports: &mut BTreeMap<HostPort, Touched>) -> bool {
         let old = self.routes.remove(key).unwrap_or_default();
-        let next = new.as_ref().cloned().unwrap_or_default();
+        let nothing = Compiled::default();
+        let next = new.as_ref().unwrap_or(&nothing);
         if old.places != next.places || old.created != next.created {
             for place in old.places.iter().chain(&next.places) {
                 let touched = ports.entry(place.port).or_default();
@@ -140,16 +141,16 @@ impl Compiler {
             }
         }
         count(&mut self.attached, &old, -1);
-        count(&mut self.attached, &next, 1);
+        count(&mut self.attached, next, 1);
         unfile(&mut self.by_service, &old.mentions, key);
         unfile(&mut self.by_gateway, &old.parents, key);
         let mut changed = false;
-        for backend in next.backends.difference(&old.backends) {
+        for backend in next.backends.iter().filter(|backend| old.backends.binary_search(backend).is_err()) {
             let users = self.users.entry(backend.clone()).or_default();
             changed |= *users == 0;
             *users += 1;
         }
-        for backend in old.backends.difference(&next.backends) {
+        for backend in old.backends.iter().filter(|backend| next.backends.binary_search(backend).is_err()) {
             let Some(users) = self.users.get_mut(backend) else { continue };
             *users = users.saturating_sub(1);
             if *users == 0 {
@@ -223,7 +224,7 @@ fn count(attached: &mut BTreeMap<ListenerId, i32>, route: &Compiled, amount: i32
     }
 }
 
-fn unfile(index: &mut BTreeMap<ObjectKey, BTreeSet<RouteKey>>, names: &BTreeSet<ObjectKey>, route: &RouteKey) {
+fn unfile(index: &mut BTreeMap<ObjectKey, BTreeSet<RouteKey>>, names: &[ObjectKey], route: &RouteKey) {
     for name in names {
         if let Some(routes) = index.get_mut(name) {
             routes.remove(route);
@@ -239,7 +240,7 @@ fn ingress_claims(objects: &Objects) -> IngressClaims {
     let mut claims = IngressClaims::default();
     let all = objects.routes.iter().take_while(|(key, _)| key.kind == RouteKind::Ingress);
     for (_, route) in all {
-        let Route::Ingress(ingress) = route else { continue };
+        let StoredRoute::Whole(Route::Ingress(ingress)) = route else { continue };
         if !ingress::is_ours(objects, ingress) {
             continue;
         }
