@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod deploy;
 mod examples;
 mod local;
 mod project;
@@ -27,5 +28,9 @@ pub async fn run(tool: PluginTool) -> Result<ExitCode> {
         PluginTool::Test(args) => test::run(&args).await,
         PluginTool::Bench(args) => bench::run(&args).await,
         PluginTool::Replay(args) => Ok(replay::run(&args).await),
+        PluginTool::Push(args) => deploy::push(&args).await,
+        PluginTool::Apply(args) => deploy::apply(&args).await,
+        PluginTool::Rollback(args) => deploy::rollback(&args).await,
+        PluginTool::Status(args) => deploy::status(&args).await,
     }
 }

@@ -18,6 +18,7 @@ mod node;
 mod path;
 mod peers;
 mod plugin_tools;
+mod plugins;
 mod roles;
 mod traffic;
 
@@ -95,6 +96,7 @@ fn main() -> Result<()> {
     tests.extend(path::tests(&cx));
     tests.extend(peers::tests(&cx));
     tests.extend(plugin_tools::tests(&cx));
+    tests.extend(plugins::tests(&cx));
     tests.extend(roles::tests(&cx));
     tests.extend(traffic::tests(&cx));
     tests.extend(handover::tests(&cx));
