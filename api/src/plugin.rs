@@ -402,6 +402,8 @@ data!(
         number: Option<i64>,
         /// Why it is not used and is not tried again: the reason of the condition that says so.
         rejected: Option<String>,
+        /// In words.
+        message: Option<String>,
     }
 );
 

@@ -1,8 +1,9 @@
 //! What an operator may decide about the controllers; defaults are upstream's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-/// Configuration of all controllers. Plain data.
+/// Configuration of all controllers.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// PEM bundle that `kube-root-ca.crt` carries in every namespace; empty: no ConfigMap is published.
@@ -39,6 +40,8 @@ pub struct Config {
     pub pod_network: Option<crate::nodeipam::Config>,
     /// Certificates by ACME; none if absent.
     pub acme: Option<crate::acme::Config>,
+    /// What compiles and probes plugins; nothing is done about them if absent.
+    pub plugins: Option<Arc<dyn crate::plugins::Stager>>,
     /// How often the garbage collector asks which kinds there are.
     pub discovery_period: Duration,
 }
@@ -63,6 +66,7 @@ impl Default for Config {
             pod_gc_quarantine: Duration::from_secs(40),
             pod_network: None,
             acme: None,
+            plugins: None,
             discovery_period: Duration::from_secs(30),
         }
     }

@@ -14,6 +14,7 @@ use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use scaleup_api::gateway::Gateway;
 use scaleup_api::owner::controller_of;
+use scaleup_api::plugin::{ClusterWasmPlugin, WasmModule, WasmPlugin};
 use scaleup_api::well_known::NAMESPACE_NODE_LEASE;
 use tokio_util::sync::CancellationToken;
 
@@ -67,6 +68,10 @@ pub struct Informers {
     pub gateways: Arc<Informer<Gateway>>,
     /// Secrets that ACME made.
     pub acme_secrets: Arc<Informer<Secret>>,
+    /// Watched only if there is a stager, as the next two.
+    pub wasm_plugins: Arc<Informer<WasmPlugin>>,
+    pub cluster_wasm_plugins: Arc<Informer<ClusterWasmPlugin>>,
+    pub wasm_modules: Arc<Informer<WasmModule>>,
 }
 
 impl Informers {
@@ -95,11 +100,14 @@ impl Informers {
             ingresses: Arc::new(Informer::new(&[])),
             gateways: Arc::new(Informer::new(&[])),
             acme_secrets: Arc::new(Informer::new(&[])),
+            wasm_plugins: Arc::new(Informer::new(&[])),
+            cluster_wasm_plugins: Arc::new(Informer::new(&[])),
+            wasm_modules: Arc::new(Informer::new(&[])),
         }
     }
 
-    /// Watches everything until `shutdown`; `acme`: also what certificates by ACME need.
-    pub async fn run(&self, client: &Client, acme: bool, shutdown: &CancellationToken) {
+    /// Watches everything until `shutdown`; `acme`: also what certificates by ACME need; `plugins`: also these and their modules.
+    pub async fn run(&self, client: &Client, acme: bool, plugins: bool, shutdown: &CancellationToken) {
         let named = watcher::Config::default().fields(&format!("metadata.name={CONFIG_MAP_NAME}"));
         let leases = Api::namespaced(client.clone(), NAMESPACE_NODE_LEASE);
         let mut watches: Vec<BoxFuture<'_, ()>> = vec![
@@ -121,6 +129,11 @@ impl Informers {
             watches.push(watch_all(&self.ingresses, client, shutdown));
             watches.push(watch_all(&self.gateways, client, shutdown));
             watches.push(self.acme_secrets.run(Api::all(client.clone()), ours, shutdown.clone()).boxed());
+        }
+        if plugins {
+            watches.push(watch_all(&self.wasm_plugins, client, shutdown));
+            watches.push(watch_all(&self.cluster_wasm_plugins, client, shutdown));
+            watches.push(watch_all(&self.wasm_modules, client, shutdown));
         }
         let mut running: futures::stream::FuturesUnordered<_> = watches.into_iter().collect();
         while running.next().await.is_some() {}

@@ -18,6 +18,7 @@ pub mod gc;
 pub mod namespace;
 pub mod nodeipam;
 pub mod nodelifecycle;
+pub mod plugins;
 pub mod podgc;
 pub mod replicaset;
 pub mod rootca;
@@ -63,6 +64,7 @@ pub const CONTROLLERS: &[Controller] = &[
     Controller { name: "serviceaccount", start: serviceaccount::start },
     Controller { name: "root-ca-certificate-publisher", start: rootca::start },
     Controller { name: "acme", start: acme::start },
+    Controller { name: "plugin", start: plugins::start },
 ];
 
 /// Why the controllers stopped.
@@ -128,8 +130,9 @@ async fn lead(client: &Client, config: &Config, metrics: &Metrics, stop: &Cancel
     }
     let mut support = JoinSet::new();
     support.spawn(events.run(infrastructure.clone()));
-    let (watch_client, watch_stop, acme) = (client.clone(), infrastructure.clone(), config.acme.is_some());
-    support.spawn(async move { informers.run(&watch_client, acme, &watch_stop).await });
+    let (watch_client, watch_stop) = (client.clone(), infrastructure.clone());
+    let (acme, plugins) = (config.acme.is_some(), config.plugins.is_some());
+    support.spawn(async move { informers.run(&watch_client, acme, plugins, &watch_stop).await });
 
     let mut result = Ok(());
     while let Some(ended) = controllers.join_next().await {

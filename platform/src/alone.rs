@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use prometheus_client::registry::Registry;
+use scaleup_plugins::World;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +14,8 @@ use crate::cli::{AgentArgs, ApiserverArgs, ClientArgs, ControllersRoleArgs, Sche
 use crate::component::{self, Component};
 use crate::issue::serving;
 use crate::opened::Opened;
-use crate::{preflight, process, roles, views};
+use crate::plugins::Plugins;
+use crate::{cli, preflight, process, roles, views};
 
 /// A client from a role's kubeconfig, and the CA in it.
 pub async fn client(args: &ClientArgs) -> Result<(kube::Client, String)> {
@@ -121,8 +123,12 @@ pub async fn registered(
 
 /// `scaleup apiserver`
 pub async fn apiserver(args: ApiserverArgs, shutdown: CancellationToken) -> Result<()> {
-    let (api, listener) = Opened::open(&args.api, &args.data.data_dir).await?;
-    api.server.metrics.with_registry(process::register);
+    let plugins = Plugins::new(&args.plugins, &args.data.data_dir)?;
+    let (api, listener) = Opened::open(&args.api, &args.data.data_dir, &plugins).await?;
+    api.server.metrics.with_registry(|registry| {
+        process::register(registry);
+        plugins.register(registry);
+    });
     if let Some(address) = args.lb_views {
         // Nobody else sets it.
         let _ = api.server.lb_views.set(views::router(views::Source::At(address)));
@@ -130,7 +136,10 @@ pub async fn apiserver(args: ApiserverArgs, shutdown: CancellationToken) -> Resu
     println!("The API listens at {}; the admin's kubeconfig is {}", api.url, api.kubeconfig.display());
     let user = scaleup_apiserver::user::UserInfo::system("system:apiserver", &["system:masters"]);
     let client = kube::Client::new(api.server.in_process(user), "default");
+    let holder = format!("apiserver/{}-{}", preflight::host_name(), api.port);
+    let loading = plugins.load(client.clone(), &[World::Admission], holder, shutdown.clone());
     let serve = async { api.server.serve(listener, shutdown.clone()).await.map_err(Into::into) };
+    let serve = async { tokio::join!(serve, loading).0 };
     let outcome =
         registered(client, "apiserver", preflight::host_name(), Some(api.port), shutdown.clone(), serve).await;
     api.close().await;
@@ -142,7 +151,8 @@ pub async fn controllers(args: ControllersRoleArgs, shutdown: CancellationToken)
     let (client, ca_pem) = client(&args.client).await?;
     let mut registry = process::registry();
     let metrics = scaleup_controllers::build(&mut registry);
-    let mut config = roles::controllers(&args.controllers, &args.pod_network, ca_pem)?;
+    let plugins = Plugins::new(&args.plugins, &cli::default_data_dir())?;
+    let mut config = roles::controllers(&args.controllers, &args.pod_network, ca_pem, &plugins)?;
     config.leader_elect = true;
     config.identity = format!("{}_{}", preflight::host_name(), std::process::id());
     let role = scaleup_controllers::run(client.clone(), config, metrics, shutdown.clone());
@@ -156,9 +166,13 @@ pub async fn scheduler(args: SchedulerArgs, shutdown: CancellationToken) -> Resu
     let (client, _) = client(&args.client).await?;
     let mut registry = process::registry();
     let metrics = scaleup_scheduler::build(&mut registry);
-    let config = scaleup_scheduler::Config::default();
+    let plugins = Plugins::new(&args.plugins, &cli::default_data_dir())?;
+    plugins.register(&mut registry);
+    let config = roles::scheduler(&plugins);
+    let holder = format!("scheduler/{}", preflight::host_name());
+    let loading = plugins.load(client.clone(), &[World::Scheduling], holder, shutdown.clone());
     let role = scaleup_scheduler::run(client.clone(), config, metrics, shutdown.clone());
-    let role = async { role.await.map_err(Into::into) };
+    let role = async { tokio::join!(role, loading).0.map_err(Into::into) };
     let role = registered(client, "scheduler", preflight::host_name(), None, shutdown.clone(), role);
     with_metrics(args.metrics_listen, registry, axum::Router::new(), shutdown, role).await
 }

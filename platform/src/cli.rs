@@ -3,7 +3,9 @@
 //! One declaration per option: clap reads flags and environment from it, and the file's keys are the flags' names, put in as defaults
 //! before the command line is parsed. Nothing here opens, binds or starts anything but that file.
 
+mod deploy;
 mod lb;
+mod loading;
 mod plugin;
 
 use std::ffi::OsString;
@@ -14,7 +16,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub use deploy::{ApplyArgs, NameArgs, PushArgs, TargetArgs};
 pub use lb::{ExplainArgs, LbArgs, LbRoleArgs, LbTool, OutputFormat, TopArgs, UserArgs};
+pub use loading::PluginArgs;
 pub use plugin::{
     BenchArgs, BuildArgs, Language, NewArgs, PluginTool, RecordsArgs, ReplayArgs, TestArgs, ValidateArgs,
 };
@@ -187,6 +191,8 @@ pub struct ControllersRoleArgs {
     pub controllers: ControllersArgs,
     #[command(flatten)]
     pub pod_network: PodNetworkArgs,
+    #[command(flatten)]
+    pub plugins: PluginArgs,
     /// Where this role's metrics are served, at /metrics; nowhere by default.
     #[arg(long, env = "SCALEUP_METRICS_LISTEN", value_name = "ADDR:PORT")]
     pub metrics_listen: Option<SocketAddr>,
@@ -197,6 +203,8 @@ pub struct ControllersRoleArgs {
 pub struct SchedulerArgs {
     #[command(flatten)]
     pub client: ClientArgs,
+    #[command(flatten)]
+    pub plugins: PluginArgs,
     /// Where this role's metrics are served, at /metrics; nowhere by default.
     #[arg(long, env = "SCALEUP_METRICS_LISTEN", value_name = "ADDR:PORT")]
     pub metrics_listen: Option<SocketAddr>,
@@ -217,6 +225,8 @@ pub struct UpArgs {
     pub controllers: ControllersArgs,
     #[command(flatten)]
     pub pod_network: PodNetworkArgs,
+    #[command(flatten)]
+    pub plugins: PluginArgs,
     /// Take over from the process that has the data directory, without refusing a connection to the load balancer; an ordinary start if there
     /// is none.
     #[arg(long)]
@@ -230,6 +240,8 @@ pub struct ApiserverArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub api: ApiArgs,
+    #[command(flatten)]
+    pub plugins: PluginArgs,
     /// Where a load balancer serves its metrics; its views are offered at /lb then (`scaleup lb top`).
     #[arg(long, env = "SCALEUP_LB_VIEWS", value_name = "ADDR:PORT")]
     pub lb_views: Option<SocketAddr>,

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use scaleup_plugins::World;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::alone::{client, drain, first_end, registered, with_metrics};
 use crate::cli::{ClientArgs, LbRoleArgs};
 use crate::handover::{self, Offer, Predecessor};
-use crate::{lbtool, preflight, process, roles, views};
+use crate::plugins::Plugins;
+use crate::{cli, lbtool, preflight, process, roles, views};
 
 /// Where sockets are without a directory for them in the environment.
 const RUN: &str = "/run";
@@ -24,7 +26,9 @@ pub async fn run(args: LbRoleArgs, shutdown: CancellationToken) -> Result<()> {
     let node = roles::node_name(args.node_name.as_ref());
     let path = args.handover_socket.clone().unwrap_or_else(|| default_socket(&node));
     let mut registry = process::registry();
-    let config = roles::lb(&args.lb, &node, preflight::primary_address(), &args.service_cidr);
+    let plugins = Plugins::new(&args.plugins, &cli::default_data_dir())?;
+    plugins.register(&mut registry);
+    let config = roles::lb(&args.lb, &node, preflight::primary_address(), &args.service_cidr, &plugins);
     let lb = scaleup_lb::build(config, &mut registry);
     let views = views::router(views::Source::Here(lb.clone()));
     // The old process keeps serving until we do: what can fail has not failed by now.
@@ -32,6 +36,11 @@ pub async fn run(args: LbRoleArgs, shutdown: CancellationToken) -> Result<()> {
 
     let (side_stop, lb_stop) = (CancellationToken::new(), CancellationToken::new());
     let (mut side, mut traffic) = (JoinSet::new(), JoinSet::new());
+    let loading = plugins.load(client.clone(), &[World::Routing], format!("lb/{node}"), side_stop.clone());
+    side.spawn(async move {
+        loading.await;
+        ("plugin loader", Ok(()))
+    });
     let (lb_client, stop) = (client.clone(), lb_stop.clone());
     let serving =
         handover::start(lb.clone(), predecessor, &mut traffic, |lb| async move { lb.run(lb_client, stop).await });

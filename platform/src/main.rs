@@ -10,6 +10,7 @@ mod issue;
 mod lbrole;
 mod lbtool;
 mod opened;
+mod plugins;
 mod plugintool;
 mod preflight;
 mod process;

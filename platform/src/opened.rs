@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 
 use crate::cli::ApiArgs;
 use crate::issue::CLUSTER;
+use crate::plugins::Plugins;
 use crate::preflight::{self, DataDir};
 use crate::roles::{self, OpenStore};
 
@@ -30,13 +31,13 @@ pub struct Opened {
 
 impl Opened {
     /// Takes the data directory and the port; the listener is what to serve on.
-    pub async fn open(api: &ApiArgs, dir: &Path) -> Result<(Self, TcpListener)> {
+    pub async fn open(api: &ApiArgs, dir: &Path, plugins: &Plugins) -> Result<(Self, TcpListener)> {
         preflight::check_clock(dir)?;
         let lock = DataDir::open(dir)?;
         let listener = preflight::bind(api.listen).await?;
         let bound = listener.local_addr()?;
         let store = roles::open_store(api, dir).await?;
-        let server = ApiServer::build(roles::apiserver(api, dir, bound), store.store.clone())?;
+        let server = ApiServer::build(roles::apiserver(api, dir, bound, plugins), store.store.clone())?;
         let (url, kubeconfig) = (roles::local_url(bound), dir.join("kubeconfig"));
         let admin =
             Kubeconfig { cluster: CLUSTER, server: &url, user: "kubernetes-admin", groups: &["system:masters"] };

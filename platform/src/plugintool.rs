@@ -4,6 +4,7 @@
 
 mod bench;
 mod build;
+mod deploy;
 mod examples;
 mod local;
 mod project;
@@ -29,5 +30,9 @@ pub async fn run(tool: PluginTool) -> Result<ExitCode> {
         PluginTool::Bench(args) => bench::run(&args).await,
         PluginTool::Records(args) => records::run(&args).await,
         PluginTool::Replay(args) => Ok(replay::run(&args).await),
+        PluginTool::Push(args) => deploy::push(&args).await,
+        PluginTool::Apply(args) => deploy::apply(&args).await,
+        PluginTool::Rollback(args) => deploy::rollback(&args).await,
+        PluginTool::Status(args) => deploy::status(&args).await,
     }
 }

@@ -14,6 +14,7 @@ use scaleup_store::memory::MemoryStore;
 
 use crate::cli::{ApiArgs, ControllersArgs, LbArgs, NodeArgs, PodNetworkArgs, RuntimeChoice, StoreChoice};
 use crate::issue::{CLUSTER, Serving};
+use crate::plugins::Plugins;
 use crate::preflight;
 
 /// Name of the embedded store's file.
@@ -83,7 +84,7 @@ pub async fn open_store(api: &ApiArgs, data_dir: &Path) -> Result<OpenStore> {
 }
 
 /// The API server's configuration for a bound port.
-pub fn apiserver(api: &ApiArgs, data_dir: &Path, bound: SocketAddr) -> ServerConfig {
+pub fn apiserver(api: &ApiArgs, data_dir: &Path, bound: SocketAddr, plugins: &Plugins) -> ServerConfig {
     ServerConfig {
         data_dir: data_dir.into(),
         cluster_name: CLUSTER.into(),
@@ -93,6 +94,7 @@ pub fn apiserver(api: &ApiArgs, data_dir: &Path, bound: SocketAddr) -> ServerCon
         advertise_port: bound.port(),
         extra_names: api.tls_names.clone(),
         exclusive_store: !matches!(api.store, StoreChoice::Etcd(_)),
+        plugins: plugins.registry.clone(),
         ..ServerConfig::default()
     }
 }
@@ -125,6 +127,7 @@ pub fn controllers(
     args: &ControllersArgs,
     pods: &PodNetworkArgs,
     ca_pem: String,
+    plugins: &Plugins,
 ) -> Result<scaleup_controllers::Config> {
     let bits = u32::from(pods.node_cidr_mask_size);
     let pod_network = scaleup_controllers::nodeipam::Config::new(&pods.pod_cidr_pool, bits)
@@ -134,6 +137,7 @@ pub fn controllers(
         ca_pem,
         node_monitor_grace_period: args.node_monitor_grace_period,
         acme: acme(args)?,
+        plugins: Some(plugins.stager()),
         ..scaleup_controllers::Config::default()
     })
 }
@@ -148,7 +152,7 @@ fn acme(args: &ControllersArgs) -> Result<Option<scaleup_controllers::acme::Conf
 }
 
 /// The load balancer's configuration.
-pub fn lb(args: &LbArgs, node: &str, node_ip: IpAddr, service_cidr: &str) -> scaleup_lb::Config {
+pub fn lb(args: &LbArgs, node: &str, node_ip: IpAddr, service_cidr: &str, plugins: &Plugins) -> scaleup_lb::Config {
     let mut table: String = format!("scaleup-{node}")
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
@@ -166,6 +170,7 @@ pub fn lb(args: &LbArgs, node: &str, node_ip: IpAddr, service_cidr: &str) -> sca
         observe: observe(args),
         geo_database: args.lb_geo_database.clone(),
         redis_url: args.lb_redis_url.clone().map(Into::into),
+        plugins: plugins.registry.clone(),
         ..scaleup_lb::Config::new(node)
     }
 }
@@ -186,6 +191,11 @@ fn observe(args: &LbArgs) -> scaleup_lb::ObserveConfig {
         trace_percent: args.trace_sample,
         image_metrics: args.lb_image_metrics,
     }
+}
+
+/// The scheduler's configuration.
+pub fn scheduler(plugins: &Plugins) -> scaleup_scheduler::Config {
+    scaleup_scheduler::Config { plugins: plugins.registry.clone(), ..scaleup_scheduler::Config::default() }
 }
 
 /// The agent's configuration.

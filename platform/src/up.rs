@@ -9,6 +9,7 @@ use scaleup_apiserver::auth::pki::Ca;
 use scaleup_apiserver::server::Server;
 use scaleup_apiserver::user::UserInfo;
 use scaleup_lb::Lb;
+use scaleup_plugins::World;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +18,7 @@ use crate::component::{self, Component};
 use crate::handover::{self, Offer, Predecessor};
 use crate::issue::Serving;
 use crate::opened::Opened;
+use crate::plugins::Plugins;
 use crate::{alone, cli, process, roles, views};
 
 /// A role's name and how it ended.
@@ -31,7 +33,8 @@ pub async fn run(args: UpArgs, shutdown: CancellationToken) -> Result<()> {
     let dir = args.data.data_dir.clone();
     let path = dir.join(handover::SOCKET);
     let predecessor = if args.replace { Predecessor::take(&path).await? } else { None };
-    let (opened, listener) = Opened::open(&args.api, &dir).await?;
+    let plugins = Plugins::new(&args.plugins, &dir)?;
+    let (opened, listener) = Opened::open(&args.api, &dir, &plugins).await?;
     let server = opened.server.clone();
 
     // Roles stop before the API does, so that what they do last is still recorded. The load balancer outlives both when a
@@ -44,7 +47,7 @@ pub async fn run(args: UpArgs, shutdown: CancellationToken) -> Result<()> {
     // Before the API's own roles and bindings are in place, it would refuse everybody.
     shutdown.run_until_cancelled(server.ready()).await;
     running.spawn(register(&server, &args, opened.port, &roles_stop));
-    let started = start_roles(&server, &args, &dir, &roles_stop, &mut running).await;
+    let started = start_roles(&server, &args, &plugins, &roles_stop, &mut running).await;
     let mut successor = None;
     let mut offer = None;
     let outcome =
@@ -115,21 +118,21 @@ fn register(
 async fn start_roles(
     server: &Arc<Server>,
     args: &UpArgs,
-    dir: &Path,
+    plugins: &Plugins,
     stop: &CancellationToken,
     running: &mut JoinSet<Ended>,
 ) -> Result<Lb> {
-    let node = roles::node_name(args.node.node_name.as_ref());
-    let node_ip = roles::node_ip(&args.node);
-    let agent_config =
-        roles::agent(&args.node, &args.pod_network, dir, &node, node_serving(&server.ca, &node, node_ip)?);
+    let (node, node_ip) = (roles::node_name(args.node.node_name.as_ref()), roles::node_ip(&args.node));
+    let serving = node_serving(&server.ca, &node, node_ip)?;
+    let agent_config = roles::agent(&args.node, &args.pod_network, &args.data.data_dir, &node, serving);
     let runtime = roles::runtime(&args.node, &agent_config);
     let agent_client = client(server, &format!("system:node:{node}"), &["system:nodes"]);
     // The agent's own API serves the agent's metrics, as upstream's kubelet does.
     let agent = scaleup_kubelet_lite::build(agent_config, agent_client, runtime, &mut Registry::default()).await?;
-    let lb_config = roles::lb(&args.lb, &node, node_ip, &args.api.service_cidr);
+    let lb_config = roles::lb(&args.lb, &node, node_ip, &args.api.service_cidr, plugins);
     let (lb, controller_metrics, scheduler_metrics) = server.metrics.with_registry(|registry| {
         process::register(registry);
+        plugins.register(registry);
         let (controllers, scheduler) = (scaleup_controllers::build(registry), scaleup_scheduler::build(registry));
         (scaleup_lb::build(lb_config, registry), controllers, scheduler)
     });
@@ -139,18 +142,24 @@ async fn start_roles(
     running.spawn(async move { ("node agent", agent.run(agent_stop).await.map_err(Into::into)) });
     let controllers = scaleup_controllers::run(
         client(server, "system:kube-controller-manager", &[]),
-        roles::controllers(&args.controllers, &args.pod_network, server.ca.cert_pem().to_owned())?,
+        roles::controllers(&args.controllers, &args.pod_network, server.ca.cert_pem().to_owned(), plugins)?,
         controller_metrics,
         stop.clone(),
     );
     running.spawn(async move { ("controllers", controllers.await.map_err(Into::into)) });
     let scheduler = scaleup_scheduler::run(
         client(server, "system:kube-scheduler", &[]),
-        scaleup_scheduler::Config::default(),
+        roles::scheduler(plugins),
         scheduler_metrics,
         stop.clone(),
     );
     running.spawn(async move { ("scheduler", scheduler.await.map_err(Into::into)) });
+    let own = client(server, "system:apiserver", &["system:masters"]);
+    let loading = plugins.load(own, &World::ALL, format!("up/{node}"), stop.clone());
+    running.spawn(async move {
+        loading.await;
+        ("plugin loader", Ok(()))
+    });
     Ok(lb)
 }
 

@@ -53,6 +53,7 @@ mod policy;
 mod probe;
 mod record;
 mod registry;
+mod schema;
 mod stats;
 mod world;
 
@@ -86,5 +87,6 @@ pub use policy::{Decided, Generations, Policy, Rollout, WrongWorld};
 pub use probe::ExampleError;
 pub use record::{MAX_RECORDS, Outcome, Record, RecordError, Recording};
 pub use registry::{PluginKey, Registry, Slot};
+pub use schema::check as check_config;
 pub use stats::{Histogram, Statistics};
 pub use world::{Mode, VERSION, World};

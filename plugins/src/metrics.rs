@@ -1,9 +1,8 @@
 //! What plugins do, in Prometheus' form: one collector over the policies of a process.
 
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -16,9 +15,9 @@ use crate::{BreakerState, Class, Generation, Policy, Statistics};
 /// Policies that are exported; further ones are not.
 const MAX_POLICIES: usize = 2048;
 
-/// The policies whose figures are exported. A policy that is gone is forgotten.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics(Arc<Mutex<Vec<Weak<Policy>>>>);
+/// The slots whose figures are exported.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<crate::Registry>);
 
 /// Figures of one policy's active generation and candidate together. They begin anew when a generation takes over.
 struct Row {
@@ -43,25 +42,13 @@ const COUNTERS: [Family; 3] = [
 ];
 
 impl Metrics {
-    /// Registers the families.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register_collector(Box::new(metrics.clone()));
-        metrics
-    }
-
-    /// Exports this policy's figures from now on.
-    pub fn add(&self, policy: &Arc<Policy>) {
-        let mut policies = self.0.lock();
-        policies.retain(|policy| policy.strong_count() > 0);
-        if policies.len() < MAX_POLICIES {
-            policies.push(Arc::downgrade(policy));
-        }
+    /// Registers the families, of all slots that are ever in `plugins`.
+    pub fn register(registry: &mut Registry, plugins: Arc<crate::Registry>) {
+        registry.register_collector(Box::new(Self(plugins)));
     }
 
     fn rows(&self) -> Vec<Row> {
-        let policies: Vec<Arc<Policy>> = self.0.lock().iter().filter_map(Weak::upgrade).collect();
-        policies.iter().map(|policy| row(policy)).collect()
+        self.0.slots().iter().take(MAX_POLICIES).map(|(_, slot)| row(&slot.policy)).collect()
     }
 }
 
@@ -186,16 +173,15 @@ mod tests {
     use crate::World;
 
     #[test]
-    fn policies_that_are_gone_are_forgotten() {
-        let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
+    fn slots_that_are_gone_are_forgotten() {
+        let (mut registry, plugins) = (Registry::default(), Arc::new(crate::Registry::default()));
+        Metrics::register(&mut registry, plugins.clone());
         let text = || {
             let mut text = String::new();
             prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
             text
         };
-        let policy = Arc::new(Policy::new("shop/canary", World::Routing));
-        metrics.add(&policy);
+        let slot = plugins.slot(&crate::PluginKey::namespaced("shop", "canary"), World::Routing);
         let read = text();
         for line in [
             r#"scaleup_plugin_decisions_total{plugin="shop/canary",world="routing"} 0"#,
@@ -204,7 +190,8 @@ mod tests {
         ] {
             assert!(read.contains(line), "{line} is not in\n{read}");
         }
-        drop(policy);
+        drop(slot);
+        plugins.prune();
         assert!(!text().contains("shop/canary"));
     }
 }

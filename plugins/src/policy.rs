@@ -143,6 +143,34 @@ impl Policy {
         Ok(())
     }
 
+    /// Puts these generations in, in one step, whatever was there. A generation that was taken out because it kept failing is left out.
+    ///
+    /// # Errors
+    /// If one is of another world.
+    pub fn arrange(
+        &self,
+        active: Arc<Generation>,
+        candidate: Option<(Arc<Generation>, Rollout)>,
+        previous: Option<Arc<Generation>>,
+    ) -> Result<(), WrongWorld> {
+        let tried = candidate.as_ref().map(|(candidate, _)| candidate);
+        std::iter::once(&active).chain(tried).chain(&previous).try_for_each(|one| self.of_this_world(one))?;
+        self.change(|all| {
+            let fails = |one: &Arc<Generation>| all.tripped.as_ref().is_some_and(|tripped| Arc::ptr_eq(tripped, one));
+            // It was taken out while this was being prepared: what was put in its place stays.
+            if !fails(&active) {
+                (all.active, all.previous) = (Some(active), previous.filter(|one| !fails(one)));
+            }
+            all.candidate = candidate.filter(|(candidate, _)| !fails(candidate));
+        });
+        Ok(())
+    }
+
+    /// What was taken out because it kept failing is not wanted any more, either.
+    pub fn forget_tripped(&self) {
+        self.change(|all| all.tripped = None);
+    }
+
     /// Takes the candidate out.
     pub fn withdraw(&self) {
         self.change(|all| all.candidate = None);

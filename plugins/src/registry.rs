@@ -125,7 +125,7 @@ impl Registry {
 
     /// Forgets the slots that nobody else holds and nothing decides in.
     pub fn prune(&self) {
-        self.slots.lock().retain(|_, slot| Arc::strong_count(slot) > 1 || !slot.policy.is_absent());
+        self.slots.lock().retain(|_, slot| Arc::strong_count(slot) > 1 || slot.is_known() || !slot.policy.is_absent());
     }
 
     /// For those who load: a slot has got its first generation, or lost its last.

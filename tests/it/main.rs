@@ -18,6 +18,7 @@ mod node;
 mod path;
 mod peers;
 mod plugin_tools;
+mod plugins;
 mod policy;
 mod roles;
 mod traffic;
@@ -97,6 +98,7 @@ fn main() -> Result<()> {
     tests.extend(peers::tests(&cx));
     tests.extend(policy::tests(&cx));
     tests.extend(plugin_tools::tests(&cx));
+    tests.extend(plugins::tests(&cx));
     tests.extend(roles::tests(&cx));
     tests.extend(traffic::tests(&cx));
     tests.extend(handover::tests(&cx));

@@ -75,6 +75,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("store", &["scaleup-api"]),
     ("plugins", &[]),
+    ("plugins/loader", &["scaleup-api", "scaleup-plugins"]),
     ("apiserver", &["scaleup-api", "scaleup-plugins", "scaleup-store"]),
     ("controllers", &["scaleup-api", "scaleup-plugins"]),
     ("scheduler", &["scaleup-api", "scaleup-plugins"]),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{duration, node_name, service_cidr};
+use super::{PluginArgs, duration, node_name, service_cidr};
 
 /// Options of the load balancer.
 #[derive(Args, Debug, Clone)]
@@ -73,6 +73,8 @@ pub struct LbRoleArgs {
     pub kubeconfig: Option<PathBuf>,
     #[command(flatten)]
     pub lb: LbArgs,
+    #[command(flatten)]
+    pub plugins: PluginArgs,
     /// Name of this node; the host name by default.
     #[arg(long, env = "SCALEUP_NODE_NAME", value_name = "NAME", value_parser = node_name)]
     pub node_name: Option<String>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use scaleup_plugins::World;
 
-use super::{OutputFormat, UserArgs, duration};
+use super::{ApplyArgs, NameArgs, OutputFormat, PushArgs, UserArgs, duration};
 
 /// `scaleup plugin …`
 #[derive(Subcommand, Debug, Clone)]
@@ -25,6 +25,14 @@ pub enum PluginTool {
     Records(RecordsArgs),
     /// Takes recorded decisions again and prints what would have changed. Exit code 0: nothing, 1: something, 2: it could not be found out.
     Replay(ReplayArgs),
+    /// Uploads a module and prints its SHA-256, for `spec.source.blob`.
+    Push(PushArgs),
+    /// Uploads a module and creates or changes the plugin in a manifest so that it uses it.
+    Apply(ApplyArgs),
+    /// Goes back to the version that decided before, at once.
+    Rollback(NameArgs),
+    /// Says which versions of a plugin decide and are tried, where, and how they do.
+    Status(NameArgs),
 }
 
 /// What a plugin is written in.

@@ -214,7 +214,7 @@ async fn nobody_is_locked_out(cx: Cx) -> Result<()> {
         "",
         "lockout",
         "admission",
-        &guest(),
+        &by_name::admission(),
         json!({"admission": {
             "rules": [{"operations": ["*"], "apiGroups": ["*"], "resources": ["*/*"]}],
             "namespaceSelector": {"matchLabels": {"locked": "yes"}},

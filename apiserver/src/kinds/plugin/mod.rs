@@ -7,11 +7,11 @@ mod source;
 mod tests;
 
 use scaleup_api::plugin::{
-    MAX_CONFIG_BYTES, PluginFailurePolicy, Recording, Rollout, RolloutPhase, Signature, WORLDS, WasmModuleSpec,
-    WasmModuleStatus, WasmPluginSpec, WasmPluginStatus, parse_limits,
+    CONDITIONS, MAX_CONFIG_BYTES, PluginFailurePolicy, Recording, Rollout, RolloutPhase, Signature, WORLDS,
+    WasmModuleSpec, WasmModuleStatus, WasmPluginSpec, WasmPluginStatus, parse_limits,
 };
 
-use super::custom::{SpecRules, StatusRules, conditions, count, duration, length, or_default, range};
+use super::custom::{SpecRules, StatusRules, conditions, count, duration, length, or_default, pending, range};
 use super::field::{self, Errors, Path};
 use super::gateway::text;
 use crate::error::FieldError;
@@ -133,6 +133,10 @@ fn recording(errors: &mut Errors, at: &Path<'_>, recording: &Recording) {
 }
 
 impl StatusRules for WasmPluginStatus {
+    fn initial() -> Option<Self> {
+        Some(Self { conditions: CONDITIONS.map(pending).into(), ..Self::default() })
+    }
+
     fn validate(&self, at: &Path<'_>, errors: &mut Errors) {
         conditions(errors, &at.child("conditions"), &self.conditions, 0);
         let list = at.child("holders");

@@ -341,7 +341,7 @@ impl Job<'_> {
     }
 
     /// The head for an HTTP/2 endpoint; see [`Head::to_http2`].
-    pub fn to_http2(&self) -> Option<Request<()>> {
+    pub fn to_http2(self) -> Option<Request<()>> {
         let mut request = self.head.to_http2(self.record.backend.policy.upstream_tls.is_some())?;
         if let Some(AttemptContext { context, span_id }) = self.trace {
             context.set_in(*span_id, request.headers_mut());
