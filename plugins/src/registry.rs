@@ -128,7 +128,7 @@ impl Registry {
         self.slots.lock().retain(|_, slot| Arc::strong_count(slot) > 1 || slot.is_known() || !slot.policy.is_absent());
     }
 
-    /// For those who load: a slot has got its first generation, or lost its last.
+    /// For those who load: a slot has got its first generation, or lost its last, or its plugin has come or gone.
     pub fn announce(&self) {
         self.changed.send_modify(|turn| *turn = turn.wrapping_add(1));
     }
