@@ -21,6 +21,7 @@ mod plugin_tools;
 mod plugins;
 mod policy;
 mod roles;
+mod routing;
 mod traffic;
 
 use std::future::Future;
@@ -100,6 +101,7 @@ fn main() -> Result<()> {
     tests.extend(plugin_tools::tests(&cx));
     tests.extend(plugins::tests(&cx));
     tests.extend(roles::tests(&cx));
+    tests.extend(routing::tests(&cx));
     tests.extend(traffic::tests(&cx));
     tests.extend(handover::tests(&cx));
     let conclusion = libtest_mimic::run(&arguments, tests);

@@ -21,7 +21,7 @@ use crate::path::ConstantLoad;
 use crate::{Cx, trials};
 
 /// All tests of this module.
-pub fn tests(cx: &Cx) -> Vec<Trial> {
+pub(crate) fn tests(cx: &Cx) -> Vec<Trial> {
     trials![
         cx,
         "traffic",
@@ -47,7 +47,7 @@ fn own_address() -> Result<Ipv4Addr> {
 pub(crate) struct Endpoint {
     pub addr: SocketAddr,
     stop: CancellationToken,
-    served: Arc<AtomicU64>,
+    pub served: Arc<AtomicU64>,
 }
 
 impl Endpoint {
@@ -152,9 +152,9 @@ pub(crate) async fn make_namespace(api: &Api, name: &str) -> Result<()> {
     api.post("/api/v1/namespaces", &object).await?.ok().map(drop)
 }
 
-const GATEWAY: &str = "/apis/gateway.networking.k8s.io/v1/namespaces";
+pub(crate) const GATEWAY: &str = "/apis/gateway.networking.k8s.io/v1/namespaces";
 
-async fn put_gateway(api: &Api, namespace: &str, port: u16) -> Result<()> {
+pub(crate) async fn put_gateway(api: &Api, namespace: &str, port: u16) -> Result<()> {
     let gateway = json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "g"},
         "spec": {"gatewayClassName": "scaleup", "listeners": [{"name": "http", "port": port, "protocol": "HTTP"}]},
@@ -162,7 +162,7 @@ async fn put_gateway(api: &Api, namespace: &str, port: u16) -> Result<()> {
     api.post(&format!("{GATEWAY}/{namespace}/gateways"), &gateway).await?.ok().map(drop)
 }
 
-fn route(backends: &Value, filters: &Value) -> Value {
+pub(crate) fn route(backends: &Value, filters: &Value) -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "r"},
         "spec": {"parentRefs": [{"name": "g"}], "rules": [{"filters": filters, "backendRefs": backends}]},
