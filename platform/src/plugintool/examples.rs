@@ -71,7 +71,7 @@ mod tests {
             input: r#"{"x": 1}"#.into(),
             expected: r#""default""#.into(),
         };
-        assert_eq!(parse(one).unwrap(), [wanted.clone()]);
+        assert_eq!(parse(one).unwrap(), std::slice::from_ref(&wanted));
         assert_eq!(parse(&many).unwrap(), [wanted]);
         assert!(parse(br#"{"name": "a", "input": {}, "expected": 1, "more": 1}"#).is_err());
         assert!(parse(b"").is_err());

@@ -78,9 +78,9 @@ pub fn build(project: &Project) -> Result<Vec<u8>> {
     }
     let messages =
         output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Message>(line).ok());
-    let artifacts =
+    let mut artifacts =
         messages.filter(|message| message.reason == "compiler-artifact").flat_map(|message| message.filenames);
-    let module = artifacts.filter(|path| path.extension().is_some_and(|extension| extension == "wasm")).next_back();
+    let module = artifacts.rfind(|path| path.extension().is_some_and(|extension| extension == "wasm"));
     let module = module.context("cargo built no .wasm: Cargo.toml needs `crate-type = [\"cdylib\"]` under [lib]")?;
     local::read(&module, scaleup_plugins::MAX_MODULE_BYTES)
 }
