@@ -364,7 +364,7 @@ data!(
     PluginVersion "dev.scaleup.policy.v1.PluginVersion" {
         /// Its number: versions of a plugin are counted.
         number: i64,
-        /// `metadata.generation` of the plugin that it comes from.
+        /// Latest `metadata.generation` of the plugin that asks for it.
         generation: i64,
         /// SHA-256 of the module.
         digest: String,

@@ -131,7 +131,9 @@ async fn drill_reloads_lose_nothing(_: Cx) -> Result<()> {
     let bound = lines(&path, "reload/web")?.len();
     let load = ConstantLoad::start(port, if full_drill() { 1_000 } else { 300 })?;
     for round in 1..=rounds {
-        change_plugin(&api, "reload", "p", json!({"source": inline(&picks((round % 2) as u32))})).await?;
+        // A configuration of its own makes each a new version; without it, every second one would be a way back.
+        let spec = json!({"source": inline(&picks((round % 2) as u32)), "config": {"round": round}});
+        change_plugin(&api, "reload", "p", spec).await?;
         until_active(&api, "reload", "p").await?;
     }
     let (sent, failures) = load.finish().await?;

@@ -123,7 +123,7 @@ fn adopt(plugin: &Plugin, work: &mut Work, digest: String, size: i64) {
     let number = if active {
         // A failure policy is in force at once.
         let number = work.status.active.as_mut().map(|active| {
-            active.failure_policy = policy;
+            (active.failure_policy, active.generation) = (policy, plugin.generation);
             active.number
         });
         if work.status.candidate.take().is_some() {
@@ -136,7 +136,7 @@ fn adopt(plugin: &Plugin, work: &mut Work, digest: String, size: i64) {
         number
     } else if candidate {
         work.status.candidate.as_mut().map(|candidate| {
-            candidate.failure_policy = policy;
+            (candidate.failure_policy, candidate.generation) = (policy, plugin.generation);
             candidate.number
         })
     } else if back {
@@ -144,7 +144,7 @@ fn adopt(plugin: &Plugin, work: &mut Work, digest: String, size: i64) {
         let previous = work.status.previous.take();
         let number = previous.as_ref().map(|previous| previous.number);
         if let Some(previous) = previous {
-            work.activate(PluginVersion { failure_policy: policy, ..previous }, true);
+            work.activate(PluginVersion { generation: plugin.generation, failure_policy: policy, ..previous }, true);
             work.say(Severity::Normal, "RolledBack", format!("version {} decides again", number.unwrap_or(0)));
         }
         number

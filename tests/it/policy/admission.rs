@@ -113,7 +113,7 @@ async fn plugins_see_what_is_written(cx: Cx) -> Result<()> {
     api.post(&maps(NS), &map("old", "guarded")).await?.ok()?;
     let refused = kubectl.fails(&format!("-n {NS} label configmap old a=b")).await?;
     ensure!(refused.contains("denied the request: no thanks"), "{refused}");
-    let merge = "application/merge-patch+json";
+    let merge = "merge";
     let path = format!("{}/old", maps(NS));
     let answer = api.patch(&path, merge, &json!({"metadata": {"labels": {"mode": "free"}}})).await?;
     ensure!(answer.status == 403, "selected by the old object's labels: {}", answer.text);
