@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use libtest_mimic::Trial;
+use scaleup_plugins::World;
 use scaleup_plugins::testing::Guest;
 use scaleup_plugins::testing::routing::{loops, picks, rejects, traps_every};
 use scaleup_tests::cluster::{Cluster, Options, binary, free_port};
@@ -18,6 +19,7 @@ use scaleup_tests::{eventually, full_drill};
 use serde_json::{Value, json};
 
 use crate::path::ConstantLoad;
+use crate::plugins::manifest;
 use crate::traffic::{Endpoint, ask, make_namespace, put_service};
 use crate::{Cx, trials};
 
@@ -42,12 +44,7 @@ fn inline(guest: &Guest) -> Value {
 }
 
 async fn put_plugin(api: &Api, namespace: &str, name: &str, guest: &Guest, more: Value) -> Result<()> {
-    let mut spec = json!({"world": "routing", "source": inline(guest)});
-    if let (Some(spec), Some(more)) = (spec.as_object_mut(), more.as_object()) {
-        spec.extend(more.clone());
-    }
-    let plugin =
-        json!({"apiVersion": "policy.scaleup.dev/v1", "kind": "WasmPlugin", "metadata": {"name": name}, "spec": spec});
+    let plugin = manifest(namespace, name, World::Routing, &guest.component(), &more);
     api.post(&plugins(namespace), &plugin).await?.ok().map(drop)
 }
 

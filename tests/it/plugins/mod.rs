@@ -62,6 +62,22 @@ fn trap() -> Guest {
     admission("unreachable")
 }
 
+/// A plugin of a namespace, or of the cluster if that is empty; `more` is merged into the specification.
+pub fn manifest(namespace: &str, name: &str, world: World, module: &[u8], more: &Value) -> Value {
+    let kind = if namespace.is_empty() { "ClusterWasmPlugin" } else { "WasmPlugin" };
+    let mut object = json!({
+        "apiVersion": "policy.scaleup.dev/v1", "kind": kind, "metadata": {"name": name},
+        "spec": {"world": world.name(), "source": {"inline": STANDARD.encode(module)}},
+    });
+    if !namespace.is_empty() {
+        object["metadata"]["namespace"] = namespace.into();
+    }
+    for (field, value) in more.as_object().into_iter().flatten() {
+        object["spec"][field] = value.clone();
+    }
+    object
+}
+
 /// A namespace and the plugins in it.
 struct Lab<'a> {
     api: Api,
@@ -80,23 +96,20 @@ impl<'a> Lab<'a> {
 
     /// A plugin that is asked about ConfigMaps with the label `plugin` of its name; `more` is merged into the specification.
     fn manifest(&self, name: &str, module: &[u8], more: &Value) -> Value {
-        let mut spec = json!({"world": "admission", "source": {"inline": STANDARD.encode(module)}, "admission": {
+        let mut spec = json!({"admission": {
             "rules": [{"operations": ["CREATE"], "apiGroups": [""], "resources": ["configmaps"]}],
             "objectSelector": {"matchLabels": {"plugin": name}}}});
         for (field, value) in more.as_object().into_iter().flatten() {
             spec[field] = value.clone();
         }
-        json!({"apiVersion": "policy.scaleup.dev/v1", "kind": "WasmPlugin", "metadata": {"name": name}, "spec": spec})
+        manifest(self.namespace, name, World::Admission, module, &spec)
     }
 
     /// Creates the plugin, or replaces its specification.
     async fn apply(&self, name: &str, module: &[u8], more: &Value) -> Result<()> {
-        let (mut manifest, path) = (self.manifest(name, module, more), self.path(name));
-        let known = self.api.get(&path).await?;
-        if known.status.is_success() {
-            manifest["metadata"]["resourceVersion"] = known.json()["metadata"]["resourceVersion"].clone();
-            // Somebody writes the status meanwhile: the last one wins.
-            manifest["metadata"].as_object_mut().context("metadata")?.remove("resourceVersion");
+        let (manifest, path) = (self.manifest(name, module, more), self.path(name));
+        if self.api.get(&path).await?.status.is_success() {
+            // Without a resource version: somebody writes the status meanwhile.
             return self.api.put(&path, &manifest).await?.ok().map(drop);
         }
         let collection = path.rsplit_once('/').context("a path")?.0.to_owned();

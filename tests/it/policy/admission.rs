@@ -2,12 +2,14 @@
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use scaleup_plugins::World;
 use scaleup_plugins::testing::by_name;
 use scaleup_tests::cluster::Cluster;
 use scaleup_tests::eventually;
 use serde_json::{Value, json};
 
-use super::{activate, plugin};
+use super::activate;
+use crate::plugins::manifest;
 use crate::{Cx, trials};
 
 pub fn tests(cx: &Cx) -> Vec<Trial> {
@@ -31,7 +33,7 @@ fn bound(namespace: &str, name: &str, mode: &str, more: &Value) -> Value {
     if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more.clone()) {
         spec.extend(more);
     }
-    plugin(namespace, name, "admission", &by_name::admission(), spec)
+    manifest(namespace, name, World::Admission, &by_name::admission().component(), &spec)
 }
 
 fn map(name: &str, mode: &str) -> Value {
@@ -210,12 +212,12 @@ async fn nobody_is_locked_out(cx: Cx) -> Result<()> {
     kubectl.namespace(NS).await?;
     kubectl.ok(&format!("label namespace {NS} locked=yes")).await?;
     // It is bound to everything in the namespace and can never be loaded.
-    let mut broken = plugin(
+    let mut broken = manifest(
         "",
         "lockout",
-        "admission",
-        &by_name::admission(),
-        json!({"admission": {
+        World::Admission,
+        &by_name::admission().component(),
+        &json!({"admission": {
             "rules": [{"operations": ["*"], "apiGroups": ["*"], "resources": ["*/*"]}],
             "namespaceSelector": {"matchLabels": {"locked": "yes"}},
         }}),

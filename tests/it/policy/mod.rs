@@ -4,34 +4,15 @@ mod admission;
 mod scheduling;
 
 use anyhow::{Context, Result};
-use base64::Engine;
 use libtest_mimic::Trial;
-use scaleup_plugins::testing::Guest;
 use scaleup_tests::kubectl::Kubectl;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::Cx;
 
 /// All tests of this module.
 pub fn tests(cx: &Cx) -> Vec<Trial> {
     [admission::tests(cx), scheduling::tests(cx)].into_iter().flatten().collect()
-}
-
-/// A plugin of a namespace, or of the cluster if that is empty.
-fn plugin(namespace: &str, name: &str, world: &str, guest: &Guest, more: Value) -> Value {
-    let kind = if namespace.is_empty() { "ClusterWasmPlugin" } else { "WasmPlugin" };
-    let inline = base64::engine::general_purpose::STANDARD.encode(guest.component());
-    let mut object = json!({
-        "apiVersion": "policy.scaleup.dev/v1", "kind": kind, "metadata": {"name": name},
-        "spec": {"world": world, "source": {"inline": inline}},
-    });
-    if !namespace.is_empty() {
-        object["metadata"]["namespace"] = namespace.into();
-    }
-    if let (Some(spec), Value::Object(more)) = (object["spec"].as_object_mut(), more) {
-        spec.extend(more);
-    }
-    object
 }
 
 /// Applies a plugin and waits until it decides.

@@ -2,12 +2,14 @@
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
+use scaleup_plugins::World;
 use scaleup_plugins::testing::by_name;
 use scaleup_tests::eventually;
 use scaleup_tests::kubectl::Kubectl;
 use serde_json::{Value, json};
 
-use super::{activate, plugin};
+use super::activate;
+use crate::plugins::manifest;
 use crate::{Cx, trials};
 
 pub fn tests(cx: &Cx) -> Vec<Trial> {
@@ -51,7 +53,8 @@ async fn a_plugin_makes_a_profile(cx: Cx) -> Result<()> {
     let early = kubectl.json(&format!("-n {NS} get pod early")).await?;
     ensure!(early["spec"]["nodeName"] == Value::Null, "nobody schedules for this name yet: {early}");
     let binding = json!({"scheduling": {"schedulerNames": ["it-gpu"], "weight": 5}});
-    activate(&kubectl, &plugin("", "it-gpu", "scheduling", &by_name::scheduling(), binding)).await?;
+    activate(&kubectl, &manifest("", "it-gpu", World::Scheduling, &by_name::scheduling().component(), &binding))
+        .await?;
     node_of(&kubectl, NS, "early").await?;
     kubectl.apply_in(NS, &pod("rejected", "it-gpu")).await?;
     let text = r#" plugin "it-gpu": no free GPU."#;
@@ -71,7 +74,8 @@ async fn a_hostile_plugin_blocks_nobody(cx: Cx) -> Result<()> {
     kubectl.namespace(NS).await?;
     kubectl.namespace("policy-neighbour").await?;
     let refuse = json!({"failurePolicy": {"timeout": "Refuse", "invalidOutput": "BuiltIn"}});
-    activate(&kubectl, &plugin(NS, "hostile", "scheduling", &by_name::scheduling(), refuse)).await?;
+    activate(&kubectl, &manifest(NS, "hostile", World::Scheduling, &by_name::scheduling().component(), &refuse))
+        .await?;
     kubectl.apply_in(NS, &pod("loop", "default-scheduler")).await?;
     let text = format!(r#"plugin "{NS}/hostile" gave no answer: timeout: "#);
     said(&kubectl, NS, "loop", &text).await?;
