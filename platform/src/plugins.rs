@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use prometheus_client::registry::Registry as Prometheus;
 use scaleup_api::plugin::PluginLimits;
-use scaleup_controllers::plugins::{NotStaged, Stager};
-use scaleup_plugin_loader::{LazyHost, Loader, Rejection, StageError};
-use scaleup_plugins::{Compiler, HostOptions, Metrics, Pool, Registry, World};
+use scaleup_controllers::plugins::Stager;
+use scaleup_plugin_loader::{LazyHost, Loader};
+use scaleup_plugins::{Compiler, HostOptions, Metrics, NotStaged, Pool, Registry, Rejection, World};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -74,17 +74,9 @@ impl Stager for Staging {
         config: Option<&Value>,
         limits: Option<&PluginLimits>,
     ) -> Result<(), NotStaged> {
-        let world = world.parse::<World>().map_err(|message| NotStaged::Rejected {
-            condition: "Compiled",
-            reason: "WrongWorld".into(),
-            message,
+        let world = world.parse::<World>().map_err(|message| {
+            NotStaged::Rejected(Rejection { condition: "Compiled", reason: "WrongWorld", message })
         })?;
-        let staged = scaleup_plugin_loader::stage(&self.0, world, module, config, limits).await;
-        staged.map_err(|error| match error {
-            StageError::Rejected(Rejection { condition, reason, message }) => {
-                NotStaged::Rejected { condition, reason: reason.into(), message }
-            }
-            StageError::Retry(why) => NotStaged::Retry(why),
-        })
+        scaleup_plugin_loader::stage(&self.0, world, module, config, limits).await
     }
 }

@@ -7,6 +7,7 @@ mod build;
 mod deploy;
 mod examples;
 mod local;
+mod manifest;
 mod project;
 mod records;
 mod replay;

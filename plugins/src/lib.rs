@@ -54,6 +54,7 @@ mod probe;
 mod record;
 mod registry;
 mod schema;
+mod stage;
 mod stats;
 mod world;
 
@@ -88,5 +89,6 @@ pub use probe::ExampleError;
 pub use record::{MAX_RECORDS, Outcome, Record, RecordError, Recording};
 pub use registry::{PluginKey, Registry, Slot};
 pub use schema::check as check_config;
+pub use stage::{NotStaged, Rejection, no_config};
 pub use stats::{Histogram, Statistics};
 pub use world::{Mode, VERSION, World};

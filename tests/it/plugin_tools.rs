@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use scaleup_plugins::World;
+use scaleup_plugins::testing::Guest;
 use scaleup_tests::cluster::{binary, root};
 use scaleup_tests::full_drill;
 use serde_json::{Value, json};
@@ -21,7 +23,17 @@ static TURN: Mutex<()> = Mutex::const_new(());
 
 /// All tests of this module.
 pub fn tests(cx: &Cx) -> Vec<Trial> {
-    trials![cx, "plugin_tools", rust_and_replay, c_in_every_world, javascript, python, samples, mistakes_are_named]
+    trials![
+        cx,
+        "plugin_tools",
+        rust_and_replay,
+        c_in_every_world,
+        javascript,
+        python,
+        samples,
+        configurations_are_checked,
+        mistakes_are_named
+    ]
 }
 
 /// What a command did.
@@ -204,6 +216,48 @@ async fn samples(_: Cx) -> Result<()> {
         plugin(&directory, &["build"]).await?.expect(0).context(name)?;
         plugin(&directory, &["test"]).await?.expect(0).context(name)?;
     }
+    Ok(())
+}
+
+async fn configurations_are_checked(_: Cx) -> Result<()> {
+    let base = work("configurations")?;
+    let schema = json!({"type": "object", "required": ["tier"], "properties": {"tier": {"enum": ["gold", "tin"]}}});
+    let guest = Guest::new(World::Admission, "(i32.const 1024)").metadata(&schema.to_string(), &[]);
+    std::fs::write(base.join("m.wasm"), guest.component())?;
+    let report = plugin(&base, &["validate", "m.wasm", "-o", "json"]).await?.json(0)?;
+    ensure!(report["schema"] == true && report["config"] == false && report["problems"] == json!([]), "{report}");
+    // By itself, and in a manifest, where it is {} if there is none.
+    let missing = json!(["ConfigInvalid: config.tier is required"]);
+    for (config, code) in [(json!({"tier": "gold"}), 0), (json!({"tier": "iron"}), 1), (json!({}), 1)] {
+        std::fs::write(base.join("config.json"), config.to_string())?;
+        let given = plugin(&base, &["validate", "m.wasm", "--with-config", "config.json", "-o", "json"]);
+        let given = given.await?.json(code)?;
+        let spec = json!({"world": "admission", "config": config});
+        let manifest = json!({"apiVersion": "policy.scaleup.dev/v1", "kind": "WasmPlugin", "metadata": {"name": "p"}, "spec": spec});
+        std::fs::write(base.join("p.yaml"), manifest.to_string())?;
+        let named = plugin(&base, &["validate", "m.wasm", "-f", "p.yaml", "-o", "json"]).await?.json(code)?;
+        ensure!(given == named && given["config"] == true, "{given}, {named}");
+        let problems = given["problems"].as_array().context("a list")?;
+        ensure!(problems.len() == usize::from(code == 1), "{given}");
+        ensure!(config != json!({}) || given["problems"] == missing, "{given}");
+    }
+    let manifest = |spec: &str| format!("apiVersion: policy.scaleup.dev/v1\nkind: ClusterWasmPlugin\nspec: {spec}\n");
+    for (manifest, words) in [
+        (manifest("{world: admission}"), "ConfigInvalid: config.tier is required"),
+        (manifest("{world: routing, config: {tier: tin}}"), "not a component of the world routing"),
+        (manifest("{world: dns}"), "dns"),
+        (manifest("{world: admission, config: {tier: tin}, limits: {memory: 1Ki}}"), "does not fit its limits"),
+        (manifest("{world: admission, limits: {memory: much}}"), "spec.limits.memory"),
+        ("kind: ConfigMap".to_owned(), "expected a WasmPlugin or a ClusterWasmPlugin"),
+        (manifest("no"), "the manifest has no spec"),
+    ] {
+        std::fs::write(base.join("p.yaml"), &manifest)?;
+        let done = plugin(&base, &["validate", "m.wasm", "-f", "p.yaml"]).await?;
+        ensure!(done.code == 1 && (done.out + &done.err).contains(words), "{manifest}: {}", done.err);
+    }
+    std::fs::write(base.join("config.json"), "{")?;
+    let no = plugin(&base, &["validate", "m.wasm", "--with-config", "config.json"]).await?;
+    ensure!(no.code == 1 && no.err.contains("config.json is no JSON"), "{}", no.err);
     Ok(())
 }
 

@@ -31,6 +31,7 @@ use scaleup_api::kind::Object;
 use scaleup_api::plugin::{
     CLUSTER_MODULES, ClusterWasmPlugin, PluginLimits, WasmPlugin, WasmPluginSpec, WasmPluginStatus,
 };
+use scaleup_plugins::NotStaged;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -51,22 +52,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How often a rollout under way is looked at.
 const ROLLOUT_PERIOD: Duration = Duration::from_secs(1);
-
-/// Why a version is not staged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NotStaged {
-    /// Its own fault.
-    Rejected {
-        /// `Compiled` or `Probed`.
-        condition: &'static str,
-        /// Reason of the condition.
-        reason: String,
-        /// Message of the condition.
-        message: String,
-    },
-    /// Try again: what is wrong with this machine.
-    Retry(String),
-}
 
 /// Compiles and probes modules, within their limits.
 #[async_trait]

@@ -6,9 +6,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use scaleup_api::plugin::{PluginAttempt, PluginVersion, Signature, WasmPluginSpec};
+use scaleup_plugins::{NotStaged, Rejection};
 
 use super::status::{State, Work};
-use super::{Controller, NotStaged, Plugin, source, store};
+use super::{Controller, Plugin, source, store};
 use crate::base::calls::Error;
 use crate::base::events::Severity;
 use crate::base::worker::Outcome;
@@ -64,11 +65,11 @@ pub async fn stage(controller: &Controller, plugin: &Plugin, work: &mut Work) ->
     work.condition("Verified", State::True, "Verified", format!("{how}: sha256:{sum}"));
     match controller.stager.stage(&spec.world, &bytes, spec.config.as_ref(), spec.limits.as_ref()).await {
         Ok(()) => {}
-        Err(NotStaged::Rejected { condition, reason, message }) => {
+        Err(NotStaged::Rejected(Rejection { condition, reason, message })) => {
             if condition == "Probed" {
                 work.condition("Compiled", State::True, "Compiled", compiled(spec));
             }
-            work.rejected(condition, &reason, message, true);
+            work.rejected(condition, reason, message, true);
             return Ok(Outcome::Done);
         }
         Err(NotStaged::Retry(why)) => {

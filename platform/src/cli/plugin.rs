@@ -155,6 +155,12 @@ pub struct ValidateArgs {
     /// World that it must be of; any by default.
     #[arg(long, value_name = "WORLD")]
     pub world: Option<World>,
+    /// Configuration (JSON) that it must take.
+    #[arg(long, value_name = "FILE")]
+    pub with_config: Option<PathBuf>,
+    /// The plugin in YAML, a WasmPlugin or ClusterWasmPlugin: its world, configuration and limits.
+    #[arg(short = 'f', long, value_name = "FILE", conflicts_with_all = ["world", "with_config"])]
+    pub manifest: Option<PathBuf>,
     /// How it looks.
     #[arg(short, long, default_value = "table")]
     pub output: OutputFormat,

@@ -58,7 +58,7 @@ fn generation(host: &Host, module: &Arc<Module>, config: &str) -> Result<Arc<Gen
         plugin: "bench".into(),
         number: 1,
         config: config.into(),
-        limits: local::limits(module.world()),
+        limits: local::limits(module.world(), None),
         state: None,
     };
     Generation::new(host, module.clone(), setup)
@@ -98,7 +98,7 @@ fn text_of(path: &std::path::Path) -> Result<String> {
 
 pub async fn run(args: &BenchArgs) -> Result<ExitCode> {
     let host = local::host()?;
-    let module = local::module(&host, &args.file, None).await?;
+    let module = local::module(&host, &args.file, None, None).await?;
     let examples = match &args.input {
         None => module.metadata().examples.clone(),
         Some(path) => vec![Example {

@@ -15,11 +15,10 @@ use scaleup_plugins::Digest;
 use serde_json::{Value, json};
 
 use super::local;
+use super::manifest::{self, Manifest};
 use crate::cli::{ApplyArgs, NameArgs, OutputFormat, PushArgs, TargetArgs};
 use crate::user::{client, print};
 
-/// Largest manifest.
-const MAX_MANIFEST_BYTES: usize = 2 << 20;
 /// Largest answer to an upload.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
@@ -92,25 +91,22 @@ pub async fn push(args: &PushArgs) -> Result<ExitCode> {
 
 /// Uploads a module and makes a plugin use it.
 pub async fn apply(args: &ApplyArgs) -> Result<ExitCode> {
-    let text =
-        String::from_utf8(local::read(&args.manifest, MAX_MANIFEST_BYTES)?).context("the manifest is not UTF-8")?;
-    let mut manifest: Value = serde_saphyr::from_str(&text).with_context(|| args.manifest.display().to_string())?;
-    let kind = manifest["kind"].as_str().unwrap_or_default().to_owned();
+    let Manifest { object: mut manifest, cluster, mut spec } = manifest::read(&args.manifest)?;
     let mut target = args.target.clone();
-    match kind.as_str() {
-        "ClusterWasmPlugin" => target.cluster = true,
-        "WasmPlugin" if !target.cluster => {
-            let namespace = manifest["metadata"]["namespace"].as_str();
-            target.namespace = target.namespace.or(namespace.map(str::to_owned));
-        }
-        _ => bail!("{}: expected a WasmPlugin or a ClusterWasmPlugin, found {kind:?}", args.manifest.display()),
+    if cluster {
+        target.cluster = true;
+    } else if target.cluster {
+        bail!("{}: expected a ClusterWasmPlugin because of --cluster, found a WasmPlugin", args.manifest.display());
+    } else {
+        let namespace = manifest["metadata"]["namespace"].as_str();
+        target.namespace = target.namespace.or(namespace.map(str::to_owned));
     }
     let name = manifest["metadata"]["name"].as_str().context("the manifest has no metadata.name")?.to_owned();
     let target = Target::of(&target).await?;
     let digest = target.push(local::read(&args.file, MAX_MODULE_BYTES)?).await?;
-    let spec = manifest["spec"].as_object_mut().context("the manifest has no spec")?;
-    spec.insert("source".into(), json!({"blob": digest}));
-    spec.insert("sha256".into(), json!(digest));
+    spec["source"] = json!({"blob": digest});
+    spec["sha256"] = json!(digest);
+    manifest["spec"] = spec;
     if let Some(metadata) = manifest["metadata"].as_object_mut() {
         metadata.remove("namespace");
     }

@@ -16,8 +16,6 @@ use crate::user::print;
 
 /// Longest line.
 const MAX_LINE_BYTES: u64 = 32 << 20;
-/// Largest configuration.
-const MAX_CONFIG_BYTES: usize = 4 << 20;
 /// Nothing is another decision, something is, or it could not be found out: as `diff` says it.
 const SAME: u8 = 0;
 const CHANGED: u8 = 1;
@@ -113,17 +111,11 @@ fn open(path: &Path) -> Result<Box<dyn BufRead>> {
 }
 
 async fn replay(args: &ReplayArgs) -> Result<u8> {
-    let config = match &args.with_config {
-        None => None,
-        Some(path) => {
-            let read = serde_json::from_slice(&local::read(path, MAX_CONFIG_BYTES)?);
-            Some(read.with_context(|| format!("{} is no JSON", path.display()))?)
-        }
-    };
+    let config = local::config(args.with_config.as_deref())?;
     let mut records = open(&args.records)?;
     let host = local::host()?;
-    let module = local::module(&host, &args.file, None).await?;
-    let limits = local::limits(module.world());
+    let module = local::module(&host, &args.file, None, None).await?;
+    let limits = local::limits(module.world(), None);
     let player = Player { host, module, config, limits };
     let mut report = Report::default();
     let mut number = 0;

@@ -42,8 +42,8 @@ pub async fn run(args: &TestArgs) -> Result<ExitCode> {
         (args.path.clone(), None)
     };
     let host = local::host()?;
-    let module = local::module(&host, &file, None).await?;
-    let limits = local::limits(module.world());
+    let module = local::module(&host, &file, None, None).await?;
+    let limits = local::limits(module.world(), None);
     let mut sources = vec![("component".to_owned(), module.metadata().examples.clone())];
     if let Some(directory) = args.examples.as_ref().or(own.as_ref()) {
         sources.extend(examples::of_directory(directory)?);

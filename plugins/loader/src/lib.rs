@@ -18,4 +18,4 @@ pub use convert::{failure_policy, limits};
 pub use host::LazyHost;
 pub use run::{Loader, run};
 pub use scaleup_plugins::Registry;
-pub use stage::{Rejection, StageError, stage};
+pub use stage::stage;
