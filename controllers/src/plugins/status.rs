@@ -1,5 +1,7 @@
 //! The status as it becomes: conditions, versions, sums; and writing what has changed of it.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, PatchOperation, RemoveOperation};
@@ -7,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use scaleup_api::plugin::{
-    ClusterWasmPlugin, PluginAttempt, PluginFigures, PluginVersion, WasmPlugin, WasmPluginStatus,
+    ClusterWasmPlugin, PluginAttempt, PluginFigures, PluginHolder, PluginVersion, WasmPlugin, WasmPluginStatus,
 };
 use serde_json::{Value, json};
 
@@ -17,6 +19,10 @@ use crate::base::events::Severity;
 
 /// A process that has not renewed its entry for so long is gone.
 const GONE_S: i64 = 180;
+/// Reason of the condition `Active`, and of an event: a process has gone back to the version before by itself.
+const FELL_BACK: &str = "FellBack";
+/// Likewise: a process does not ask the version for the time being, and has none to go back to.
+const FAILING: &str = "Failing";
 /// Longest message of a condition.
 const MAX_MESSAGE_BYTES: usize = 1024;
 
@@ -140,6 +146,11 @@ impl Work {
     /// What follows from all the rest: the condition `Active` and the sums.
     pub fn finish(&mut self) {
         let (state, reason, message) = self.active();
+        let known = self.status.conditions.iter().find(|condition| condition.type_ == "Active");
+        let is_news = known.is_none_or(|known| (&known.reason, &known.message) != (&reason, &message));
+        if let Some(reason) = [FELL_BACK, FAILING].into_iter().find(|event| is_news && *event == reason) {
+            self.say(Severity::Warning, reason, message.clone());
+        }
         self.condition("Active", state, &reason, message);
         let number = self.status.active.as_ref().map(|active| active.number);
         let holders = self.status.holders.values().filter(|holder| number.is_some() && holder.active == number);
@@ -161,6 +172,9 @@ impl Work {
         if let Some((name, holder)) = broken.filter(|(_, holder)| !holder.message.is_empty()) {
             return (State::False, "NotLoaded".into(), format!("{decides}, but not at {name}: {}", holder.message));
         }
+        if let Some((reason, what)) = trouble(&status.holders, active.number) {
+            return (State::True, reason.into(), format!("{decides}, but {what}"));
+        }
         if let Some(candidate) = &status.candidate {
             let percent = candidate.percent.map(|percent| format!(" with {percent}%")).unwrap_or_default();
             let text = format!("{decides}; version {} is tried: {}{percent}", candidate.number, candidate.phase);
@@ -175,6 +189,34 @@ impl Work {
         }
         (State::True, "Active".into(), decides)
     }
+}
+
+/// What is wrong at processes that have loaded the version which decides: the reason, and in words.
+fn trouble(holders: &BTreeMap<String, PluginHolder>, number: i64) -> Option<(&'static str, String)> {
+    let mut tripped = holders.iter().filter(|(_, holder)| holder.tripped == Some(number));
+    if let Some((name, holder)) = tripped.next() {
+        let instead = holder.active.map_or_else(|| "none".to_owned(), |version| format!("version {version}"));
+        let others = others(tripped.count());
+        return Some((
+            FELL_BACK,
+            format!("it kept failing at {name}{others}, where {instead} decides until there is another one"),
+        ));
+    }
+    let is_open = |holder: &PluginHolder| {
+        let figures = holder.figures.as_ref().filter(|_| holder.active == Some(number));
+        figures.is_some_and(|figures| !["", "Closed"].contains(&figures.breaker.as_str()))
+    };
+    let mut open = holders.iter().filter(|(_, holder)| is_open(holder));
+    let (name, _) = open.next()?;
+    let others = others(open.count());
+    Some((
+        FAILING,
+        format!("it keeps failing at {name}{others} and is given a rest there: the failure policy decides meanwhile"),
+    ))
+}
+
+fn others(count: usize) -> String {
+    if count == 0 { String::new() } else { format!(" and at {count} more") }
 }
 
 fn sum(mut all: PluginFigures, one: &PluginFigures) -> PluginFigures {
@@ -237,8 +279,6 @@ pub async fn write(client: &Client, plugin: &Plugin, now: &WasmPluginStatus) -> 
 
 #[cfg(test)]
 mod tests {
-    use scaleup_api::plugin::PluginHolder;
-
     use super::*;
 
     fn work() -> Work {
@@ -269,6 +309,36 @@ mod tests {
         let holder = PluginHolder { state: "fetch".into(), message: "no module".into(), ..PluginHolder::default() };
         work.status.holders.insert("lb/a".into(), holder);
         assert_eq!(active(&mut work).1, "NotLoaded");
+    }
+
+    #[test]
+    fn a_process_that_goes_its_own_way_is_told() {
+        let mut work = work();
+        work.activate(PluginVersion { number: 5, ..PluginVersion::default() }, false);
+        let well = PluginHolder { active: Some(5), state: "Loaded".into(), ..PluginHolder::default() };
+        let fell =
+            PluginHolder { active: Some(4), tripped: Some(5), state: "Tripped".into(), ..PluginHolder::default() };
+        let figures = PluginFigures { breaker: "Open".into(), ..PluginFigures::default() };
+        let rests = PluginHolder { figures: Some(figures), ..well.clone() };
+        work.status.holders.insert("lb/a".into(), well.clone());
+        assert_eq!(active(&mut work).1, "Active");
+        work.status.holders.insert("lb/b".into(), rests);
+        let (state, reason, message) = active(&mut work);
+        assert_eq!((state.as_str(), reason.as_str()), ("True", "Failing"));
+        assert!(message.contains("lb/b and is given a rest"), "{message}");
+        for name in ["lb/c", "lb/d"] {
+            work.status.holders.insert(name.into(), fell.clone());
+        }
+        let (state, reason, message) = active(&mut work);
+        assert_eq!((state.as_str(), reason.as_str()), ("True", "FellBack"));
+        assert!(message.contains("lb/c and at 1 more, where version 4 decides"), "{message}");
+        active(&mut work);
+        let said: Vec<_> = work.events.iter().map(|(_, reason, _)| *reason).collect();
+        assert_eq!(said, ["Failing", "FellBack"], "said once");
+        for holder in work.status.holders.values_mut() {
+            *holder = well.clone();
+        }
+        assert_eq!((active(&mut work).1.as_str(), work.events.len()), ("Active", 2));
     }
 
     #[test]
