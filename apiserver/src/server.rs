@@ -5,6 +5,7 @@
 
 mod in_process;
 mod pipeline;
+mod received;
 mod records;
 mod routes;
 mod tls;
@@ -42,6 +43,8 @@ use crate::handler::{Resolved, body, metadata};
 use crate::metrics::Metrics;
 use crate::registry::{Registry, table};
 use crate::request::{FieldValidation, Query, WriteOptions};
+
+use received::Received;
 
 pub use in_process::InProcess;
 pub use tls::{Draining, PeerAddress, ServeError};
@@ -158,6 +161,8 @@ pub struct Server {
     pub bootstrapped: AtomicBool,
     /// Answers `GET /lb/…`, once authorised: the load balancer's views. Set before serving, if at all.
     pub lb_views: OnceLock<axum::Router>,
+    /// Decisions of plugins that other processes have recorded.
+    received: Received,
     audit: Option<Audit>,
     in_flight: Semaphore,
 }
@@ -208,6 +213,7 @@ impl ApiServer {
             config,
             metrics,
             lb_views: OnceLock::new(),
+            received: Received::default(),
             audit,
         });
         server.start();

@@ -53,7 +53,10 @@ impl Plugins {
         shutdown: CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<> {
         let (host, registry) = (self.host.clone(), self.registry.clone());
-        scaleup_plugin_loader::run(Loader { client, host, registry, worlds: worlds.to_vec(), holder }, shutdown)
+        // Writes are admitted where the API server is.
+        let hands_in = !worlds.contains(&World::Admission);
+        let loader = Loader { client, host, registry, worlds: worlds.to_vec(), holder, hands_in };
+        scaleup_plugin_loader::run(loader, shutdown)
     }
 
     /// What the controllers have modules compiled and probed with.

@@ -88,6 +88,12 @@ impl Slot {
     pub fn records(&self) -> Vec<Record> {
         self.policy.recorder.records(self.policy.name())
     }
+
+    /// Those from a number on, oldest first and at most so many, each with the number to go on from. Records are counted from 0 as they are made;
+    /// what is not kept any more is left out.
+    pub fn records_since(&self, number: u64, most: usize) -> Vec<(u64, Record)> {
+        self.policy.recorder.since(self.policy.name(), number, most)
+    }
 }
 
 /// See the module.

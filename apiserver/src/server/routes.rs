@@ -47,7 +47,7 @@ pub fn router(server: &Arc<Server>) -> Router {
         .route("/version", get(version))
         .route("/metrics", get(metrics))
         .route("/lb/{*view}", get(lb_views))
-        .route("/plugins/records", get(super::records::records))
+        .route("/plugins/records", get(super::records::read).post(super::records::hand_in))
         .route("/api", get(core_versions))
         .route("/apis", get(groups))
         .route("/openid/v1/jwks", get(jwks))

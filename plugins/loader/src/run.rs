@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::handin::hand_in;
 use crate::host::LazyHost;
 use crate::load::{LoadError, Slots};
 use crate::report;
@@ -49,6 +50,8 @@ pub struct Loader {
     pub worlds: Vec<World>,
     /// Its name in `status.holders`: `lb/node-1`.
     pub holder: String,
+    /// Whether recorded decisions are handed in at the API server, because it is another process.
+    pub hands_in: bool,
 }
 
 struct Entry {
@@ -60,6 +63,8 @@ struct Entry {
     due: Option<Instant>,
     error: Option<Arc<LoadError>>,
     reported: Option<(PluginHolder, Instant)>,
+    /// Number of the first record that is not handed in.
+    handed_in: u64,
 }
 
 struct State {
@@ -69,6 +74,7 @@ struct State {
     permits: Arc<Semaphore>,
     loads: JoinSet<(PluginKey, Result<(), LoadError>)>,
     reports: JoinSet<Vec<(PluginKey, PluginHolder, bool)>>,
+    hand_ins: JoinSet<Vec<(PluginKey, u64)>>,
 }
 
 /// Loads plugins until `shutdown`. Never fails: what cannot be loaded is tried again.
@@ -82,6 +88,7 @@ pub async fn run(loader: Loader, shutdown: CancellationToken) {
         permits: Arc::new(Semaphore::new(LOADING)),
         loads: JoinSet::new(),
         reports: JoinSet::new(),
+        hand_ins: JoinSet::new(),
     };
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -94,6 +101,7 @@ pub async fn run(loader: Loader, shutdown: CancellationToken) {
                 Err(error) => tracing::error!(%error, "loading a plugin failed; please report this"),
             },
             Some(done) = state.reports.join_next() => state.reported(done.unwrap_or_default()),
+            Some(done) = state.hand_ins.join_next() => state.handed_in(done.unwrap_or_default()),
             _ = ticks.tick() => state.tick(),
         }
     }
@@ -151,6 +159,7 @@ impl State {
                     due: None,
                     error: None,
                     reported: None,
+                    handed_in: 0,
                 };
                 self.entries.insert(key.clone(), entry);
             }
@@ -208,6 +217,37 @@ impl State {
             self.start(&key);
         }
         self.report();
+        self.hand_in();
+    }
+
+    /// Hands in what was recorded, unless that is being done.
+    fn hand_in(&mut self) {
+        if !self.loader.hands_in || !self.hand_ins.is_empty() {
+            return;
+        }
+        let recorded = self.entries.iter().filter(|(_, entry)| entry.plugin.spec.recording.is_some());
+        let due =
+            recorded.map(|(key, entry)| (key.clone(), self.loader.registry.slot(key, entry.world), entry.handed_in));
+        let (due, client) = (due.collect::<Vec<_>>(), self.loader.client.clone());
+        if due.is_empty() {
+            return;
+        }
+        self.hand_ins.spawn(async move {
+            let mut done = Vec::with_capacity(due.len());
+            for (key, slot, number) in due {
+                let next = hand_in(&client, &key, slot, number).await;
+                done.push((key, next));
+            }
+            done
+        });
+    }
+
+    fn handed_in(&mut self, done: Vec<(PluginKey, u64)>) {
+        for (key, next) in done {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.handed_in = next;
+            }
+        }
     }
 
     /// Writes the entries that have changed, unless some are being written.

@@ -51,6 +51,8 @@ struct Inner {
     recording: Option<Arc<Recording>>,
     kept: VecDeque<Kept>,
     bytes: usize,
+    /// Number of the next record: all there have ever been are counted.
+    next: u64,
 }
 
 /// See the module.
@@ -84,7 +86,7 @@ impl Recorder {
             return;
         }
         self.percent.store(recording.as_ref().map_or(0, |recording| recording.percent.clamp(1, 100)), Relaxed);
-        *inner = Inner { recording: recording.map(Arc::new), ..Inner::default() };
+        *inner = Inner { recording: recording.map(Arc::new), next: inner.next, ..Inner::default() };
     }
 
     /// Keeps a decision without personal data.
@@ -122,6 +124,7 @@ impl Recorder {
         };
         let mut inner = self.inner.lock();
         inner.bytes += kept.bytes;
+        inner.next += 1;
         inner.kept.push_back(kept);
         while inner.kept.len() > recording.records.clamp(1, MAX_RECORDS) || inner.bytes > MAX_BYTES {
             let Some(oldest) = inner.kept.pop_front() else { break };
@@ -132,6 +135,15 @@ impl Recorder {
     /// All that is kept, oldest first.
     pub fn records(&self, plugin: &str) -> Vec<Record> {
         self.inner.lock().kept.iter().filter_map(|kept| kept.record(plugin)).collect()
+    }
+
+    /// What is kept from a number on, oldest first and at most so many, each with the number after its own.
+    pub fn since(&self, plugin: &str, number: u64, most: usize) -> Vec<(u64, Record)> {
+        let inner = self.inner.lock();
+        let first = inner.next - inner.kept.len() as u64;
+        let skipped = usize::try_from(number.saturating_sub(first)).unwrap_or(usize::MAX);
+        let kept = inner.kept.iter().zip(first + 1..).skip(skipped).take(most);
+        kept.filter_map(|(kept, after)| Some((after, kept.record(plugin)?))).collect()
     }
 }
 

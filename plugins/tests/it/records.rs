@@ -67,8 +67,24 @@ pub fn trials() -> Vec<Trial> {
             let line = last.line().expect("a line");
             assert!(!line.contains('\n'));
             assert_eq!(serde_json::from_str::<Record>(&line).expect("a record"), *last);
+            // The first of three is not kept any more; numbers go on whatever is kept.
+            let from = |number: u64, most: usize| {
+                let found = slot.records_since(number, most);
+                found
+                    .into_iter()
+                    .map(|(next, one)| (next, one.input["endpoints"][0]["inFlight"].clone()))
+                    .collect::<Vec<_>>()
+            };
+            let n = |n: u32| serde_json::json!(n);
+            assert_eq!(from(0, 10), [(2, n(2)), (3, n(3))]);
+            assert_eq!(from(0, 1), [(2, n(2))]);
+            assert_eq!(from(2, 10), [(3, n(3))]);
+            assert_eq!(from(3, 10), []);
             slot.set_recording(None);
             assert_eq!(slot.records(), [], "what is not wanted is forgotten");
+            slot.set_recording(everything(2));
+            ask(&[4, 0, 4]);
+            assert_eq!(from(3, 10), [(4, n(4))]);
         }),
         trial("replay_takes_the_same_decisions_and_finds_others", || {
             let lab = Lab::new();

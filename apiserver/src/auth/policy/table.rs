@@ -357,6 +357,7 @@ pub(super) const CLUSTER_ROLES: &[Role] = &[
             on(READ, PLUGINS, &["clusterwasmplugins", "wasmplugins"]),
             on(&["patch"], PLUGINS, &["clusterwasmplugins/status", "wasmplugins/status"]),
             on(&["get"], PLUGINS, &["wasmmodules/content"]),
+            paths(&["post"], &["/plugins/records"]),
         ],
     ),
     role(
