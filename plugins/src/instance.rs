@@ -6,7 +6,7 @@ use std::time::Duration;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use crate::call::{Calls, Question};
-use crate::clock::ticks;
+use crate::clock::{Stopwatch, ticks};
 use crate::imports::{Data, Meter, Read, Shared, Trace};
 use crate::metadata::Metadata;
 use crate::module::Module;
@@ -24,12 +24,18 @@ pub(crate) struct Instance {
 impl Instance {
     /// Starts it. What it executes while starting counts as part of the first call where fuel is counted.
     pub fn start(module: &Module, shared: &Arc<Shared>, limits: &Limits) -> Result<Self, Failure> {
-        let data =
-            Data { shared: shared.clone(), topology: module.no_topology(), trace: None, meter: Meter::new(limits) };
+        let data = Data {
+            shared: shared.clone(),
+            topology: module.no_topology(),
+            trace: None,
+            meter: Meter::new(limits),
+            stopwatch: Stopwatch::default(),
+        };
         let mut store = Store::new(module.engine(), data);
         store.limiter(|data| &mut data.meter);
         store.set_hostcall_fuel(limits.output_bytes);
-        store.set_epoch_deadline(ticks(limits.time.max(START_TIME)));
+        store.epoch_deadline_callback(|mut store| store.data_mut().stopwatch.look());
+        allow(&mut store, limits.time.max(START_TIME));
         let counts_fuel = module.world().mode() == Mode::Fresh;
         if counts_fuel {
             store.set_fuel(limits.fuel).map_err(|error| failure(&error, "starting"))?;
@@ -45,7 +51,7 @@ impl Instance {
         {
             self.store.data_mut().topology = topology.clone();
         }
-        self.store.set_epoch_deadline(ticks(limits.time));
+        allow(&mut self.store, limits.time);
         let answer = question
             .ask(&self.calls, &mut self.store)
             .ok_or_else(|| Failure::new(Class::Compile, format!("not a component of the world {}", Q::WORLD)))?
@@ -66,7 +72,7 @@ impl Instance {
 
     /// What it says of itself.
     pub fn metadata(&mut self, limits: &Limits) -> Result<Metadata, Failure> {
-        self.store.set_epoch_deadline(ticks(limits.time.max(START_TIME)));
+        allow(&mut self.store, limits.time.max(START_TIME));
         let metadata = self.calls.metadata(&mut self.store).map_err(|error| failure(&error, "describing itself"))?;
         metadata.check().map_err(|wrong| Failure::new(Class::InvalidOutput, wrong))?;
         Ok(metadata)
@@ -84,6 +90,12 @@ impl Instance {
         }
         limits.fuel.saturating_sub(self.store.get_fuel().unwrap_or(0))
     }
+}
+
+/// What follows may take this much of the thread's time.
+fn allow(store: &mut Store<Data>, time: Duration) {
+    store.data_mut().stopwatch = Stopwatch::new(time);
+    store.set_epoch_deadline(ticks(time));
 }
 
 /// What an error of wasmtime means.

@@ -30,6 +30,7 @@ struct State {
 const KINDS: &[(&str, &str)] = &[
     ("clusterrolebindings", "ClusterRoleBinding"),
     ("clusterroles", "ClusterRole"),
+    ("clusterwasmplugins", "ClusterWasmPlugin"),
     ("ingressclasses", "IngressClass"),
     ("namespaces", "Namespace"),
     ("nodes", "Node"),

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use wasmtime::component::Linker;
 use wasmtime::{ResourceLimiter, StoreContextMut};
 
+use crate::clock::Stopwatch;
 use crate::routing::Topology;
 use crate::{Limits, VERSION, World};
 pub(crate) use counters::Counters;
@@ -37,6 +38,7 @@ pub(crate) struct Data {
     /// Of the call that is under way, if it is recorded.
     pub trace: Option<Trace>,
     pub meter: Meter,
+    pub stopwatch: Stopwatch,
 }
 
 /// Counts what an instance has, and refuses what is too much.

@@ -1,15 +1,17 @@
 //! Which writes a plugin is asked about: the bindings of `ClusterWasmPlugin`s and `WasmPlugin`s, compiled.
 //!
-//! Compiled anew when the cache's revision of one of the two kinds moves. What would lock everybody out is never asked about: the two
+//! Looked over when the cache's revision of one of the two kinds moves, and compiled for each plugin that was written. What would lock everybody out is never asked about: the two
 //! kinds themselves (as upstream exempts webhook configurations) and what this server writes for itself; nor what keeps nodes alive,
 //! unless a rule names it without a wildcard.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
-use scaleup_api::plugin::{AdmissionRule, WasmPluginSpec};
+use scaleup_api::plugin::{AdmissionBinding, AdmissionRule};
 use scaleup_api::selector::LabelSelector;
 use scaleup_plugins::{PluginKey, Registry as Plugins, Slot, World};
+use scaleup_store::Revision;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -46,10 +48,16 @@ pub(super) struct Bound {
     objects: LabelSelector,
 }
 
-/// What both kinds have in common.
+/// What matters here of both kinds: not the module that may be within.
 #[derive(Deserialize)]
 struct AnyPlugin {
-    spec: WasmPluginSpec,
+    spec: Binding,
+}
+
+#[derive(Deserialize)]
+struct Binding {
+    world: String,
+    admission: Option<AdmissionBinding>,
 }
 
 /// All bindings: cluster-wide ones first, then by namespace, each by name.
@@ -57,18 +65,27 @@ struct AnyPlugin {
 pub(super) struct Index {
     pub stamp: Stamp,
     pub bound: Vec<Arc<Bound>>,
+    /// What each object came to at its revision.
+    known: HashMap<PluginKey, (Revision, Option<Arc<Bound>>)>,
 }
 
 impl Index {
     /// From what the cache holds; what goes on being there keeps its turns.
     pub fn compile(stamp: Stamp, caches: &dyn Reader, plugins: &Plugins, before: &Self) -> Self {
-        let objects = PLURALS.iter().flat_map(|plural| caches.list(GROUP, plural, None));
-        let compiled = objects.filter_map(|object| {
+        let mut index = Self { stamp, ..Self::default() };
+        for object in PLURALS.iter().flat_map(|plural| caches.list(GROUP, plural, None)) {
             let key = PluginKey::namespaced(object.namespace.as_str(), object.name.as_str());
-            let turns = before.bound.iter().find(|known| known.key == key).map(|known| known.turns.clone());
-            Bound::new(&object, key, plugins, turns).map(Arc::new)
-        });
-        Self { stamp, bound: compiled.collect() }
+            let bound = match before.known.get(&key) {
+                Some((revision, bound)) if *revision == object.revision => bound.clone(),
+                known => {
+                    let turns = known.and_then(|(_, bound)| Some(bound.as_ref()?.turns.clone()));
+                    Bound::new(&object, key.clone(), plugins, turns).map(Arc::new)
+                }
+            };
+            index.bound.extend(bound.clone());
+            index.known.insert(key, (object.revision, bound));
+        }
+        index
     }
 }
 
@@ -275,6 +292,24 @@ mod tests {
         check(&bound("dev", rule(&["*"], &["*"], &["*"])), create(), false);
         let node = || Write::create("", "Node", "nodes", json!({"metadata": {"name": "n"}}));
         check(&bound("web", rule(&["*"], &["*"], &["*"])), node(), false);
+    }
+
+    #[test]
+    fn what_was_not_written_is_not_compiled_again() {
+        let named = |name: &str| {
+            json!({"metadata": {"name": name}, "spec": {"world": "admission", "source": {"inline": ""},
+                "admission": rule(&["*"], &["*"], &["*"])}})
+        };
+        let caches =
+            MapReader::new(&[(GROUP, "clusterwasmplugins", named("a")), (GROUP, "clusterwasmplugins", named("b"))]);
+        let plugins = Plugins::default();
+        let first = Index::compile(stamp(&*caches), &*caches, &plugins, &Index::default());
+        caches.put(GROUP, "clusterwasmplugins", named("b"));
+        let second = Index::compile(stamp(&*caches), &*caches, &plugins, &first);
+        assert_ne!(first.stamp, second.stamp);
+        assert!(Arc::ptr_eq(&first.bound[0], &second.bound[0]));
+        assert!(!Arc::ptr_eq(&first.bound[1], &second.bound[1]));
+        assert!(Arc::ptr_eq(&first.bound[1].turns, &second.bound[1].turns), "calls are counted on");
     }
 
     #[test]
