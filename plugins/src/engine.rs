@@ -57,6 +57,15 @@ pub(crate) fn config(mode: Mode, cache: &Cache) -> Config {
         .wasm_relaxed_simd(false)
         .wasm_backtrace_max_frames(None)
         .native_unwind_info(false);
+    if mode == Mode::Fresh {
+        // Code that looks at bounds itself needs no protected pages behind a memory, which the kernel would have to put up, and to announce to all
+        // cores, for every call.
+        config
+            .signals_based_traps(false)
+            .memory_guard_size(0)
+            .guard_before_linear_memory(false)
+            .memory_reservation(MAX_MEMORY_BYTES);
+    }
     config
 }
 

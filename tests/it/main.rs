@@ -17,6 +17,7 @@ mod lb;
 mod node;
 mod path;
 mod peers;
+mod plugin_caps;
 mod plugin_tools;
 mod plugins;
 mod policy;
@@ -98,6 +99,7 @@ fn main() -> Result<()> {
     tests.extend(path::tests(&cx));
     tests.extend(peers::tests(&cx));
     tests.extend(policy::tests(&cx));
+    tests.extend(plugin_caps::tests(&cx));
     tests.extend(plugin_tools::tests(&cx));
     tests.extend(plugins::tests(&cx));
     tests.extend(roles::tests(&cx));

@@ -11,6 +11,7 @@ mod namespace_lifecycle;
 mod node_restriction;
 mod notes;
 mod owner_references;
+mod plugin_caps;
 mod policies;
 mod priority;
 mod rbac_escalation;
@@ -178,6 +179,7 @@ impl Chain {
             Box::new(taint_nodes::TaintNodesByCondition),
             Box::new(priority::Priority),
             Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+            Box::new(plugin_caps::PluginCaps),
             Box::new(default_ingress_class::DefaultIngressClass),
             Box::new(owner_references::OwnerReferencesPermissionEnforcement),
             Box::new(rbac_escalation::RbacEscalation),
