@@ -1,5 +1,6 @@
 //! Every role alone, over HTTPS, with identities that `scaleup kubeconfig` makes; and the same platform on etcd.
 
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -49,7 +50,8 @@ impl Drop for Processes {
     }
 }
 
-fn start_etcd(processes: &mut Processes, dir: &std::path::Path) -> Result<u16> {
+/// Starts etcd with its data and log in a directory; its port.
+pub(crate) fn start_etcd(processes: &mut Processes, dir: &std::path::Path) -> Result<u16> {
     let (client, peer) = (free_port()?, free_port()?);
     let (client_url, peer_url) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
     let mut command = Command::new("etcd");
@@ -67,78 +69,114 @@ fn start_etcd(processes: &mut Processes, dir: &std::path::Path) -> Result<u16> {
     Ok(client)
 }
 
-async fn roles_apart_on_etcd(_: Cx) -> Result<()> {
-    let home = tempfile::Builder::new().prefix("scaleup-it-").tempdir()?;
-    let dir = home.path();
-    let node = format!("it-{}-apart", std::process::id());
-    let outcome = apart(dir, &node).await;
-    scaleup_tests::docker::remove_node(&node);
-    scaleup_tests::docker::remove_mounts(dir);
-    if outcome.is_err() {
-        for name in ["apiserver", "controllers", "scheduler", "agent", "lb"] {
-            let log = std::fs::read_to_string(dir.join(format!("{name}.log"))).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(15).collect();
-            println!("--- {name}\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
-        }
-    }
-    outcome
+/// Every role in a process of its own, over HTTPS; the processes end, and what they made on the machine is removed, on drop.
+pub(crate) struct Apart {
+    pub dir: tempfile::TempDir,
+    pub api: Api,
+    node: String,
+    processes: Processes,
 }
 
-async fn apart(dir: &std::path::Path, node: &str) -> Result<()> {
-    let mut processes = Processes::default();
-    let etcd = start_etcd(&mut processes, dir)?;
-    let port = free_port()?;
-    let data = dir.join("api");
-    let mut apiserver = Command::new(binary());
-    apiserver.arg("apiserver").arg("--data-dir").arg(&data).args([
-        "--listen",
-        &format!("0.0.0.0:{port}"),
-        "--store",
-        &format!("etcd://127.0.0.1:{etcd}"),
-    ]);
-    apiserver.args(["--service-cidr", "10.94.0.0/16", "--node-port-range", "29000-29099"]);
-    processes.start(dir, "apiserver", &mut apiserver)?;
-    let api = eventually("the API is ready", || async {
-        let api = Api::from_kubeconfig(&data.join("kubeconfig"))?;
-        Ok(api.get("/readyz").await?.status.is_success().then_some(api))
-    })
-    .await?;
-    let config = |name: &str, subject: &[&str]| -> Result<std::path::PathBuf> {
-        let path = dir.join(format!("{name}.kubeconfig"));
-        std::fs::write(&path, issued(&data, &api.base, subject)?)?;
-        Ok(path)
-    };
-    for role in ["controllers", "scheduler"] {
-        let kubeconfig = config(role, &[role])?;
-        let mut command = Command::new(binary());
-        command.arg(role).arg("--kubeconfig").arg(kubeconfig);
-        if role == "controllers" {
-            command.args(["--pod-cidr-pool", "10.230.0.0/16"]);
-        }
-        processes.start(dir, role, &mut command)?;
+impl Drop for Apart {
+    fn drop(&mut self) {
+        drop(std::mem::take(&mut self.processes));
+        scaleup_tests::docker::remove_node(&self.node);
+        scaleup_tests::docker::remove_mounts(self.dir.path());
     }
-    let mut agent = Command::new(binary());
-    agent.arg("agent").arg("--kubeconfig").arg(config("agent", &["node", node, "--address", "127.0.0.1"])?);
-    agent.arg("--data-dir").arg(dir.join("agent")).args([
-        "--node-name",
-        node,
-        "--node-ip",
-        "127.0.0.1",
-        "--pod-cidr-pool",
-        // Not what the controllers give: the network that the agent makes at first is made again.
-        "10.231.0.0/16",
-    ]);
-    processes.start(dir, "agent", &mut agent)?;
-    let mut lb = Command::new(binary());
-    lb.arg("lb").arg("--kubeconfig").arg(config("lb", &["lb"])?).args([
-        "--node-name",
-        node,
-        "--service-cidr",
-        "10.94.0.0/16",
-    ]);
-    processes.start(dir, "lb", &mut lb)?;
+}
 
-    let kubectl = Kubectl::new(Kubectl::NEW, &data.join("kubeconfig"));
+impl Apart {
+    /// With the processes that there are already, such as a store. Each `number` below 5 has address ranges of its own.
+    pub async fn start(
+        dir: tempfile::TempDir,
+        mut processes: Processes,
+        store: &str,
+        runtime: &str,
+        number: u16,
+    ) -> Result<Self> {
+        let node = format!("it-{}-apart-{number}", std::process::id());
+        let (port, data) = (free_port()?, dir.path().join("api"));
+        let (service_cidr, ports) = (format!("10.{}.0.0/16", 94 - number), 29_000 + 100 * number);
+        let mut apiserver = Command::new(binary());
+        apiserver.arg("apiserver").arg("--data-dir").arg(&data).args(["--listen", &format!("0.0.0.0:{port}")]);
+        apiserver.args(["--store", store, "--service-cidr", &service_cidr]);
+        apiserver.args(["--node-port-range", &format!("{ports}-{}", ports + 99)]);
+        processes.start(dir.path(), "apiserver", &mut apiserver)?;
+        let api = eventually("the API is ready", || async {
+            let api = Api::from_kubeconfig(&data.join("kubeconfig"))?;
+            Ok(api.get("/readyz").await?.status.is_success().then_some(api))
+        })
+        .await?;
+        let mut apart = Self { dir, api, node, processes };
+        for role in ["controllers", "scheduler"] {
+            let mut command = Command::new(binary());
+            command.arg(role).arg("--kubeconfig").arg(apart.issue(role, &[role])?);
+            if role == "controllers" {
+                command.args(["--pod-cidr-pool", &format!("10.{}.0.0/16", 230 + 2 * number)]);
+            } else {
+                command.arg("--plugin-cache").arg(apart.dir.path().join("scheduler-plugins"));
+            }
+            apart.run(role, &mut command)?;
+        }
+        let node = apart.node.clone();
+        let mut agent = Command::new(binary());
+        let kubeconfig = apart.issue("agent", &["node", &node, "--address", "127.0.0.1"])?;
+        agent.arg("agent").arg("--kubeconfig").arg(kubeconfig).arg("--data-dir").arg(apart.dir.path().join("agent"));
+        agent.args(["--runtime", runtime, "--node-name", &node, "--node-ip", "127.0.0.1"]);
+        // Not what the controllers give: the network that the agent makes at first is made again.
+        agent.args(["--pod-cidr-pool", &format!("10.{}.0.0/16", 231 + 2 * number)]);
+        apart.run("agent", &mut agent)?;
+        let mut lb = Command::new(binary());
+        lb.arg("lb").arg("--kubeconfig").arg(apart.issue("lb", &["lb"])?);
+        lb.args(["--node-name", &node, "--service-cidr", &service_cidr]);
+        lb.arg("--plugin-cache").arg(apart.dir.path().join("lb-plugins"));
+        apart.run("lb", &mut lb)?;
+        Ok(apart)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("api")
+    }
+
+    fn run(&mut self, name: &str, command: &mut Command) -> Result<()> {
+        self.processes.start(self.dir.path(), name, command)
+    }
+
+    /// A file with somebody's kubeconfig.
+    pub fn issue(&self, name: &str, subject: &[&str]) -> Result<PathBuf> {
+        let path = self.dir.path().join(format!("{name}.kubeconfig"));
+        std::fs::write(&path, issued(&self.data(), &self.api.base, subject)?)?;
+        Ok(path)
+    }
+
+    /// The administrator's.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.data().join("kubeconfig")
+    }
+
+    /// What came of a test; the ends of all logs, if it failed.
+    pub fn told(&self, outcome: Result<()>) -> Result<()> {
+        if outcome.is_err() {
+            for name in ["apiserver", "controllers", "scheduler", "agent", "lb"] {
+                let log = std::fs::read_to_string(self.dir.path().join(format!("{name}.log"))).unwrap_or_default();
+                let tail: Vec<&str> = log.lines().rev().take(15).collect();
+                println!("--- {name}\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            }
+        }
+        outcome
+    }
+}
+
+async fn roles_apart_on_etcd(_: Cx) -> Result<()> {
+    let (dir, mut processes) = (tempfile::Builder::new().prefix("scaleup-it-").tempdir()?, Processes::default());
+    let etcd = start_etcd(&mut processes, dir.path())?;
+    let apart = Apart::start(dir, processes, &format!("etcd://127.0.0.1:{etcd}"), "docker", 0).await?;
+    apart.told(work_together(&apart).await)
+}
+
+async fn work_together(apart: &Apart) -> Result<()> {
+    let node = &apart.node;
+    let kubectl = Kubectl::new(Kubectl::NEW, &apart.kubeconfig());
     eventually("every role is in the view of components", || async {
         let slices = kubectl.json("-n kube-system get endpointslices -l app.kubernetes.io/part-of=scaleup").await?;
         let ready: std::collections::BTreeSet<&str> = slices["items"]

@@ -19,7 +19,7 @@ use scaleup_tests::{eventually, full_drill};
 use serde_json::{Value, json};
 
 use crate::path::ConstantLoad;
-use crate::plugins::manifest;
+use crate::plugins::{apply, decides, manifest, path};
 use crate::traffic::{Endpoint, ask, make_namespace, put_service};
 use crate::{Cx, trials};
 
@@ -35,38 +35,20 @@ pub fn tests(cx: &Cx) -> Vec<Trial> {
     ]
 }
 
-fn plugins(namespace: &str) -> String {
-    format!("/apis/policy.scaleup.dev/v1/namespaces/{namespace}/wasmplugins")
-}
-
 fn inline(guest: &Guest) -> Value {
     json!({"inline": BASE64_STANDARD.encode(guest.component())})
 }
 
 async fn put_plugin(api: &Api, namespace: &str, name: &str, guest: &Guest, more: Value) -> Result<()> {
-    let plugin = manifest(namespace, name, World::Routing, &guest.component(), &more);
-    api.post(&plugins(namespace), &plugin).await?.ok().map(drop)
+    apply(api, &manifest(namespace, name, World::Routing, &guest.component(), &more)).await
 }
 
 async fn change_plugin(api: &Api, namespace: &str, name: &str, spec: Value) -> Result<()> {
-    let path = format!("{}/{name}", plugins(namespace));
-    api.patch(&path, "merge", &json!({"spec": spec})).await?.ok().map(drop)
+    api.patch(&path(namespace, name), "merge", &json!({"spec": spec})).await?.ok().map(drop)
 }
 
 async fn plugin(api: &Api, namespace: &str, name: &str) -> Result<Value> {
-    api.get(&format!("{}/{name}", plugins(namespace))).await?.ok()
-}
-
-/// Waits until the plugin's present specification is the one that decides.
-async fn until_active(api: &Api, namespace: &str, name: &str) -> Result<()> {
-    eventually("the plugin is active", || async {
-        let plugin = plugin(api, namespace, name).await?;
-        let (active, holders) = (&plugin["status"]["active"], plugin["status"]["holders"].as_object());
-        let decides =
-            holders.is_some_and(|all| !all.is_empty() && all.values().all(|one| one["active"] == active["number"]));
-        Ok((active.is_object() && active["generation"] == plugin["metadata"]["generation"] && decides).then_some(()))
-    })
-    .await
+    api.get(&path(namespace, name)).await?.ok()
 }
 
 /// Binds the plugin to a Service by a TrafficPolicy.
@@ -115,7 +97,7 @@ async fn drill_reloads_lose_nothing(_: Cx) -> Result<()> {
     let (api, endpoints) = (cluster.api()?, two().await?);
     make_namespace(&api, "reload").await?;
     put_plugin(&api, "reload", "p", &picks(0), json!({})).await?;
-    until_active(&api, "reload", "p").await?;
+    decides(&api, "reload", "p", None).await?;
     let port = serve(&api, "reload", "web", &[&endpoints[0], &endpoints[1]]).await?;
     bind(&api, "reload", "web", "p").await?;
     eventually("the module decides", || async {
@@ -131,7 +113,7 @@ async fn drill_reloads_lose_nothing(_: Cx) -> Result<()> {
         // A configuration of its own makes each a new version; without it, every second one would be a way back.
         let spec = json!({"source": inline(&picks((round % 2) as u32)), "config": {"round": round}});
         change_plugin(&api, "reload", "p", spec).await?;
-        until_active(&api, "reload", "p").await?;
+        decides(&api, "reload", "p", None).await?;
     }
     let (sent, failures) = load.finish().await?;
     println!("reloads: {rounds} rounds, {sent} requests, {} failed", failures.len());
@@ -231,8 +213,9 @@ async fn shadow_canary_and_rollback(cx: Cx) -> Result<()> {
     let (cluster, endpoints) = (cx.fake().await?, two().await?);
     let api = cluster.api()?;
     make_namespace(&api, "rollout").await?;
-    put_plugin(&api, "rollout", "p", &picks(0), json!({})).await?;
-    until_active(&api, "rollout", "p").await?;
+    // Shares are counted exactly: no decision may fail because the thread waits for a core.
+    put_plugin(&api, "rollout", "p", &picks(0), json!({"limits": {"time": "1s"}})).await?;
+    decides(&api, "rollout", "p", None).await?;
     let port = serve(&api, "rollout", "web", &[&endpoints[0], &endpoints[1]]).await?;
     bind(&api, "rollout", "web", "p").await?;
     eventually("the plugin decides", || async { Ok((to_second(port, &endpoints, 10).await? == 0).then_some(())) })
@@ -275,33 +258,48 @@ async fn hostile_modules_harm_nobody_else(cx: Cx) -> Result<()> {
     make_namespace(&api, "hostile").await?;
     let bystander = serve(&api, "hostile", "bystander", &[&endpoints[1]]).await?;
     let load = ConstantLoad::start(bystander, 200)?;
+    // And a plugin that is well.
+    let beside = serve(&api, "hostile", "beside", &[&endpoints[1]]).await?;
+    put_plugin(&api, "hostile", "beside", &rejects(418, "x-plugin", "p"), json!({"limits": {"time": "1s"}})).await?;
+    decides(&api, "hostile", "beside", None).await?;
+    bind(&api, "hostile", "beside", "beside").await?;
+    let ask = async |port: u16| -> Result<u16> {
+        Ok(reqwest::get(format!("http://127.0.0.1:{port}/")).await?.status().as_u16())
+    };
+    eventually("the plugin decides", || async { Ok((ask(beside).await? == 418).then_some(())) }).await?;
     let refuse = json!({"failurePolicy": {"trap": "Refuse", "timeout": "Refuse", "invalidOutput": "Refuse"}});
-    let modules: [(&str, Guest, bool); 3] =
-        [("outside", picks(7), true), ("loop", loops(), true), ("nth", traps_every(3), false)];
-    for (name, guest, always) in modules {
+    let modules: [(&str, Guest, &str); 3] =
+        [("outside", picks(7), "invalid_output"), ("loop", loops(), "timeout"), ("nth", traps_every(3), "trap")];
+    for (name, guest, class) in modules {
         for (mode, more) in [("refuse", refuse.clone()), ("builtin", json!({}))] {
             let plugin = format!("{name}-{mode}");
             let port = serve(&api, "hostile", &plugin, &[&endpoints[0]]).await?;
             put_plugin(&api, "hostile", &plugin, &guest, more).await?;
-            until_active(&api, "hostile", &plugin).await?;
+            decides(&api, "hostile", &plugin, None).await?;
             bind(&api, "hostile", &plugin, &plugin).await?;
-            let status = async || -> Result<u16> {
-                Ok(reqwest::get(format!("http://127.0.0.1:{port}/")).await?.status().as_u16())
-            };
             if mode == "refuse" {
-                eventually("its failures refuse requests", || async { Ok((status().await? == 503).then_some(())) })
+                eventually("its failures refuse requests", || async { Ok((ask(port).await? == 503).then_some(())) })
                     .await?;
             }
             let mut refused = 0;
             for _ in 0..30 {
-                match status().await? {
+                match ask(port).await? {
                     200 => {}
                     503 => refused += 1,
                     other => anyhow::bail!("{plugin}: {other}"),
                 }
             }
-            let expected = if mode == "builtin" { refused == 0 } else { refused == 30 || (!always && refused > 0) };
+            let expected =
+                if mode == "builtin" { refused == 0 } else { refused == 30 || (class == "trap" && refused > 0) };
             ensure!(expected, "{plugin}: {refused} of 30 requests were refused");
+            ensure!(ask(beside).await? == 418, "another plugin does not decide any more beside {plugin}");
+            eventually("its status says what happened", || async {
+                ask(port).await?;
+                let status = self::plugin(&api, "hostile", &plugin).await?["status"].clone();
+                ensure!(status["totals"]["errors"][class].as_u64() > Some(0), "{plugin}: {status:#}");
+                Ok(Some(()))
+            })
+            .await?;
         }
     }
     let (sent, failures) = load.finish().await?;

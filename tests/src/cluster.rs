@@ -54,11 +54,13 @@ pub struct Options {
     pub store: String,
     /// Further flags.
     pub extra: Vec<String>,
+    /// Further environment variables.
+    pub env: Vec<(&'static str, String)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { runtime: "fake", store: "embedded".into(), extra: Vec::new() }
+        Self { runtime: "fake", store: "embedded".into(), extra: Vec::new(), env: Vec::new() }
     }
 }
 
@@ -111,7 +113,8 @@ impl Cluster {
             .args(["--service-cidr", &format!("10.{service}.0.0/16")])
             .args(["--pod-cidr-pool", &format!("10.{pods}.0.0/16")])
             .args(["--node-port-range", &format!("{}-{}", self.node_ports.0, self.node_ports.1)])
-            .args(&self.options.extra);
+            .args(&self.options.extra)
+            .envs(self.options.env.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -1,8 +1,9 @@
 //! Modules that are no good, and modules that are but misbehave.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use scaleup_plugins::World;
 use scaleup_plugins::testing::Guest;
+use scaleup_tests::eventually;
 use serde_json::{Value, json};
 
 use super::{Lab, admission, allow, condition, deny, trap};
@@ -20,11 +21,35 @@ fn bomb() -> Vec<u8> {
     admission(&format!("{body} (i32.const 1024)")).core()
 }
 
+/// A component with a section of exports after its own: its first instance once more under each of these names.
+fn with_exports(guest: &Guest, names: impl ExactSizeIterator<Item = String>) -> Vec<u8> {
+    let unsigned = |mut n: usize| {
+        let mut bytes = Vec::new();
+        while n >= 0x80 {
+            bytes.push((n & 0x7f) as u8 | 0x80);
+            n >>= 7;
+        }
+        bytes.push(n as u8);
+        bytes
+    };
+    let mut section = unsigned(names.len());
+    for name in names {
+        section.push(0);
+        section.extend(unsigned(name.len()));
+        section.extend(name.into_bytes());
+        // An instance, number 0, without a type of its own.
+        section.extend([5, 0, 0]);
+    }
+    [guest.component(), vec![11], unsigned(section.len()), section].concat()
+}
+
 fn no_good() -> Vec<NoGood> {
     let good = allow().component();
     let half = good[..good.len() / 2].to_vec();
     let example = [["e", "{}", r#"{"group": "x"}"#, r#"{"verdict": {"deny": {"message": "no"}}}"#]];
     let strict = allow().metadata(r#"{"type": "object", "required": ["tier"]}"#, &[]).component();
+    let many = with_exports(&allow(), (0..50_000).map(|i| format!("e{i}")));
+    let long_name = with_exports(&allow(), std::iter::once("e".repeat(200_000)));
     let other = Guest::new(World::Pricing, "(i32.const 1024)").component();
     vec![
         ("text", b"#!/bin/sh\nrm -rf /\n".to_vec(), json!({}), "Compiled", "InvalidModule", "no WebAssembly"),
@@ -33,6 +58,8 @@ fn no_good() -> Vec<NoGood> {
         ("world", other, json!({}), "Compiled", "WrongWorld", "admission"),
         ("export", allow().without("examples").core(), json!({}), "Compiled", "InvalidModule", "examples"),
         ("bomb", bomb(), json!({"limits": {"compileTime": "1s"}}), "Compiled", "TooExpensive", "compiling takes more"),
+        ("exports", many, json!({}), "Compiled", "InvalidModule", "exceeds limit"),
+        ("name", long_name, json!({}), "Compiled", "InvalidModule", "not a WebAssembly component"),
         ("memory", allow().pages(2_000).component(), json!({}), "Compiled", "LimitsExceeded", "memory"),
         ("size", good, json!({"limits": {"moduleSize": "100"}}), "Fetched", "FetchFailed", "at most 100"),
         ("config", strict, json!({"config": {}}), "Probed", "ConfigInvalid", "config.tier is required"),
@@ -41,36 +68,40 @@ fn no_good() -> Vec<NoGood> {
 }
 
 pub async fn modules_that_are_no_good_say_so(cx: Cx) -> Result<()> {
-    let lab = Lab::new(cx.fake().await?, "plugins-no-good").await?;
+    let cluster = cx.fake().await?;
+    let lab = Lab::new(cluster, "plugins-no-good").await?;
+    let process = cluster.pid();
     lab.apply("good", &deny("no, thanks").component(), &json!({})).await?;
     lab.decides("good", 1).await?;
     let all = no_good();
+    let open = |name: &str| format!("{name}-open");
     for (name, module, more, ..) in &all {
         lab.apply(name, module, more).await?;
+        let mut more = more.clone();
+        more["failurePolicy"] = json!({"fetch": "BuiltIn", "compile": "BuiltIn"});
+        lab.apply(&open(name), module, &more).await?;
     }
     for (name, _, _, kind, reason, message) in &all {
-        let status = lab
-            .until(name, "its status says what is wrong", |status| {
-                condition(status, kind).0 == "False" && status["holders"].is_object()
-            })
-            .await?;
-        let found = condition(&status, kind);
-        ensure!(found.1 == *reason && found.2.contains(message), "{name}: {found:?}");
-        ensure!(condition(&status, "Active").1 == "NoVersion", "{name}: {status:#}");
+        for name in [(*name).to_owned(), open(name)] {
+            let status = lab
+                .until(&name, "its status says what is wrong", |status| {
+                    condition(status, kind).0 == "False" && status["holders"].is_object()
+                })
+                .await?;
+            let found = condition(&status, kind);
+            ensure!(found.1 == *reason && found.2.contains(message), "{name}: {found:?}");
+            ensure!(condition(&status, "Active").1 == "NoVersion", "{name}: {status:#}");
+        }
         // Admission fails closed unless it is told otherwise.
         let answer = lab.ask(name).await?;
         ensure!(answer.status == 500, "{name}: {} {}", answer.status, answer.text);
+        eventually("the failure policy is followed", || async {
+            Ok(lab.ask(&open(name)).await?.status.is_success().then_some(()))
+        })
+        .await?;
+        well(&lab).await.with_context(|| format!("beside {name}"))?;
     }
-    // What its author wants instead is done.
-    let (name, module, ..) = &all[0];
-    lab.apply(name, module, &json!({"failurePolicy": {"compile": "BuiltIn"}})).await?;
-    scaleup_tests::eventually("the failure policy is followed", || async {
-        Ok(lab.ask(name).await?.status.is_success().then_some(()))
-    })
-    .await?;
-    // Another plugin, and writes that nobody asked to decide about, are untouched.
-    let answer = lab.ask("good").await?;
-    ensure!(answer.status == 403 && answer.message().contains("no, thanks"), "{}", answer.text);
+    // Writes that nobody asked to decide about are untouched.
     ensure!(lab.ask("nobody").await?.status.is_success());
     // A good version after a bad one.
     lab.apply("truncated", &allow().component(), &json!({})).await?;
@@ -81,7 +112,15 @@ pub async fn modules_that_are_no_good_say_so(cx: Cx) -> Result<()> {
     let status =
         lab.until("good", "the bad version is refused", |status| condition(status, "Compiled").0 == "False").await?;
     ensure!(condition(&status, "Active").1 == "PreviousVersion", "{status:#}");
-    ensure!(lab.ask("good").await?.message().contains("no, thanks"));
+    well(&lab).await?;
+    ensure!(cluster.pid() == process && lab.api.get("/readyz").await?.status.is_success(), "the host is not well");
+    Ok(())
+}
+
+/// Whether the plugin `good` still decides.
+async fn well(lab: &Lab<'_>) -> Result<()> {
+    let good = lab.ask("good").await?;
+    ensure!(good.status == 403 && good.message().contains("no, thanks"), "{} {}", good.status, good.text);
     Ok(())
 }
 
@@ -122,43 +161,134 @@ fn misbehaving() -> Vec<(&'static str, Guest, &'static str)> {
     ]
 }
 
-pub async fn plugins_that_misbehave_hurt_nobody_else(cx: Cx) -> Result<()> {
-    let lab = Lab::new(cx.fake().await?, "plugins-misbehaving").await?;
-    lab.apply("good", &deny("no, thanks").component(), &json!({})).await?;
-    let all = misbehaving();
-    for (name, guest, _) in &all {
-        lab.apply(name, &guest.component(), &json!({"limits": {"time": "200ms"}})).await?;
-    }
+/// A name, a module that takes what it can get and decides all the same, and more of the specification.
+fn greedy() -> Vec<(&'static str, Vec<u8>, Value)> {
     let flood = admission(
         "(local $i i32)
          (loop $l
-           (call $log (i32.const 0) (i32.const 2048) (i32.const 5))
+           (call $log (i32.const 1) (i32.const 2048) (i32.const 5))
            (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 5000))))
          (i32.const 1024)",
     )
     .imports(r#"(import "scaleup:policy/logging@0.1.0" "log" (func $log (param i32 i32 i32)))"#)
     .extra(r#"(data (i32.const 2048) "hello")"#);
-    lab.apply("flood", &flood.component(), &json!({})).await?;
-    for name in all.iter().map(|(name, ..)| *name).chain(["good", "flood"]) {
-        lab.decides(name, 1).await?;
+    // Grows by 1 MiB until that fails, and then allows.
+    let fills = admission("(loop $l (br_if $l (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) (i32.const 1024)");
+    let exports: String =
+        (0..5_000).map(|i| format!("(func (export \"e{i}\") (param i32) (result i32) unreachable)\n")).collect();
+    vec![
+        ("flood", flood.component(), json!({})),
+        ("fills", fills.component(), json!({"limits": {"memory": "8Mi"}})),
+        ("exports", with_exports(&allow(), (0..500).map(|i| format!("e{i}"))), json!({})),
+        ("core-exports", allow().extra(&exports).core(), json!({})),
+    ]
+}
+
+pub async fn plugins_that_misbehave_hurt_nobody_else(cx: Cx) -> Result<()> {
+    let cluster = cx.fake().await?;
+    let lab = Lab::new(cluster, "plugins-misbehaving").await?;
+    let process = cluster.pid();
+    lab.apply("good", &deny("no, thanks").component(), &json!({})).await?;
+    let (all, greedy) = (misbehaving(), greedy());
+    let open = |name: &str| format!("{name}-open");
+    for (name, guest, class) in &all {
+        let field: &str = if *class == "invalid_output" { "invalidOutput" } else { class };
+        let limits = json!({"time": "200ms"});
+        lab.apply(name, &guest.component(), &json!({"limits": limits})).await?;
+        let more = json!({"limits": limits, "failurePolicy": {field: "BuiltIn"}});
+        lab.apply(&open(name), &guest.component(), &more).await?;
+    }
+    for (name, module, more) in &greedy {
+        lab.apply(name, module, more).await?;
+    }
+    let names = all.iter().map(|(name, ..)| *name).chain(greedy.iter().map(|(name, ..)| *name)).chain(["good"]);
+    for name in names.map(str::to_owned).chain(all.iter().map(|(name, ..)| open(name))) {
+        lab.decides(&name, 1).await?;
     }
     for (name, _, class) in &all {
         for _ in 0..3 {
             let answer = lab.ask(name).await?;
-            ensure!(answer.status == 500, "{name}: {} {}", answer.status, answer.text);
-            let good = lab.ask("good").await?;
-            ensure!(good.status == 403 && good.message().contains("no, thanks"), "beside {name}: {}", good.text);
+            ensure!(answer.status == 500 && answer.message().contains(class), "{name}: {}", answer.text);
+            let answer = lab.ask(&open(name)).await?;
+            ensure!(answer.status.is_success(), "{name}: {} {}", answer.status, answer.text);
+            well(&lab).await.with_context(|| format!("beside {name}"))?;
         }
-        let status =
-            lab.until(name, "its failures are counted", |status| status["totals"]["errors"].is_object()).await?;
-        ensure!(status["totals"]["errors"][class].as_u64() > Some(0), "{name}: {status:#}");
+        for name in [(*name).to_owned(), open(name)] {
+            let status =
+                lab.until(&name, "its failures are counted", |status| status["totals"]["errors"].is_object()).await?;
+            ensure!(status["totals"]["errors"][class].as_u64() > Some(0), "{name}: {status:#}");
+        }
     }
-    ensure!(lab.ask("flood").await?.status.is_success());
-    // The one whose failures are none of the writer's business.
-    let (_, guest, _) = &all[0];
-    lab.apply("trap", &guest.component(), &json!({"failurePolicy": {"trap": "BuiltIn"}})).await?;
-    scaleup_tests::eventually("the failure policy is followed", || async {
-        Ok(lab.ask("trap").await?.status.is_success().then_some(()))
-    })
-    .await
+    // Six failures within seconds, and no version to go back to.
+    let status =
+        lab.until("trap-open", "it is given a rest", |status| condition(status, "Active").1 == "Failing").await?;
+    let (state, _, message) = condition(&status, "Active");
+    ensure!(state == "True" && message.contains("version 1 decides, but it keeps failing at "), "{message}");
+    for (name, ..) in &greedy {
+        let answer = lab.ask(name).await?;
+        ensure!(answer.status.is_success(), "{name}: {} {}", answer.status, answer.text);
+        well(&lab).await.with_context(|| format!("beside {name}"))?;
+    }
+    let status = lab.until("fills", "its memory is told", |status| status["totals"]["memoryBytes"].is_u64()).await?;
+    let bytes = status["totals"]["memoryBytes"].as_u64().unwrap_or(0);
+    ensure!(bytes > 7 << 20 && bytes <= 8 << 20, "{status:#}");
+    let metrics = lab.api.get("/metrics").await?.text;
+    let lines = |result: &str| {
+        let name = format!("scaleup_plugin_log_lines_total{{plugin=\"{}/flood\",result=\"{result}\"}} ", lab.namespace);
+        metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok())
+    };
+    let (written, dropped) = (lines("written").context("no figure")?, lines("dropped").context("no figure")?);
+    ensure!(written >= 100 && dropped > 10 * written, "{written} lines were written, {dropped} dropped");
+    ensure!(cluster.pid() == process && lab.api.get("/readyz").await?.status.is_success(), "the host is not well");
+    Ok(())
+}
+
+/// Traps in every third call. Instances come and go: the calls are counted in the plugin's state.
+fn traps_every_third_call() -> Guest {
+    admission(
+        "(local $length i32)
+         (call $get (i32.const 2048) (i32.const 1) (i32.const 2064))
+         (if (i32.load8_u (i32.const 2064)) (then (local.set $length (i32.load offset=8 (i32.const 2064)))))
+         (call $set (i32.const 2048) (i32.const 1) (i32.const 2048) (i32.add (local.get $length) (i32.const 1)) (i32.const 2096))
+         (if (i32.eq (i32.rem_u (local.get $length) (i32.const 3)) (i32.const 2)) (then unreachable))
+         (i32.const 1024)",
+    )
+    .imports(
+        r#"(import "scaleup:policy/state@0.1.0" "get" (func $get (param i32 i32 i32)))
+           (import "scaleup:policy/state@0.1.0" "set" (func $set (param i32 i32 i32 i32 i32)))"#,
+    )
+    .extra(r#"(data (i32.const 2048) "k")"#)
+}
+
+pub async fn a_trap_now_and_then_costs_those_writes_alone(cx: Cx) -> Result<()> {
+    let lab = Lab::new(cx.fake().await?, "plugins-nth").await?;
+    let module = traps_every_third_call().component();
+    lab.apply("good", &deny("no, thanks").component(), &json!({})).await?;
+    lab.apply("closed", &module, &json!({})).await?;
+    lab.apply("open", &module, &json!({"failurePolicy": {"trap": "BuiltIn"}})).await?;
+    for name in ["good", "closed", "open"] {
+        lab.decides(name, 1).await?;
+    }
+    // A write is asked about twice: to change it, and to judge it. Fewer failures than those after which it is given a rest.
+    let mut refused = 0;
+    for turn in 0..8 {
+        let answer = lab.ask("closed").await?;
+        match answer.status.as_u16() {
+            201 => {}
+            500 if answer.message().contains("trap") => refused += 1,
+            other => anyhow::bail!("turn {turn}: {other} {}", answer.text),
+        }
+        ensure!(lab.ask("open").await?.status.is_success(), "turn {turn}");
+        well(&lab).await?;
+    }
+    ensure!((2..=5).contains(&refused), "{refused} of 8 writes were refused");
+    for name in ["closed", "open"] {
+        let status = lab.until(name, "its failures are counted", |status| {
+            status["totals"]["errors"]["trap"].as_u64() >= Some(2) && status["totals"]["decisions"].as_u64() >= Some(12)
+        });
+        let status = status.await?;
+        let totals = &status["totals"];
+        ensure!(name == "open" || totals["errors"]["trap"] == refused, "{refused} refusals: {totals}");
+    }
+    Ok(())
 }

@@ -6,16 +6,19 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use scaleup_plugins::World;
-use scaleup_plugins::testing::Guest;
+use scaleup_plugins::testing::{Guest, by_name};
 use scaleup_tests::cluster::{Cluster, Options, binary, issued};
 use scaleup_tests::eventually;
 use serde_json::json;
 
-use super::{Lab, allow, condition, deny, trap};
+use super::server::{Authority, Server, body};
+use super::sources::sha256;
+use super::{Lab, allow, apply, condition, deny, manifest, path, trap};
 use crate::Cx;
+use crate::roles::{Processes, start_etcd};
 
 /// Runs `scaleup plugin …` against the instance; standard output.
-async fn tool(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
+pub async fn tool(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
     let mut command = tokio::process::Command::new(binary());
     command.arg("plugin").args(arguments).env("KUBECONFIG", cluster.kubeconfig()).stdin(Stdio::null());
     let output = command.output().await?;
@@ -92,6 +95,48 @@ pub async fn a_bad_version_is_taken_back(cx: Cx) -> Result<()> {
     })
     .await?;
     ensure!(events.contains("Warning"), "{events}");
+    Ok(())
+}
+
+pub async fn a_process_goes_back_by_itself(cx: Cx) -> Result<()> {
+    let cluster = cx.fake().await?;
+    let lab = Lab::new(cluster, "plugins-fell-back").await?;
+    // The first one is good for writes of most names, and traps for those that begin with t.
+    lab.apply("p", &by_name::admission().component(), &json!({})).await?;
+    lab.decides("p", 1).await?;
+    lab.apply("p", &deny("version two").component(), &json!({})).await?;
+    lab.decides("p", 2).await?;
+    // What somebody has gone back to is not taken back for them everywhere.
+    tool(cluster, &["rollback", "p", "-n", lab.namespace]).await?;
+    lab.decides("p", 1).await?;
+    let trapping =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "traps", "labels": {"plugin": "p"}}});
+    let path = format!("/api/v1/namespaces/{}/configmaps?dryRun=All", lab.namespace);
+    for turn in 0..5 {
+        let answer = lab.api.post(&path, &trapping).await?;
+        ensure!(answer.status == 500, "turn {turn}: {} {}", answer.status, answer.text);
+    }
+    // The process has gone back, and everybody can see it.
+    ensure!(lab.api.post(&path, &trapping).await?.message().contains("version two"));
+    let status = lab.until("p", "the status says so", |status| condition(status, "Active").1 == "FellBack").await?;
+    let (state, _, message) = condition(&status, "Active");
+    let (name, holder) = status["holders"].as_object().and_then(|all| all.iter().next()).context("a holder")?;
+    ensure!(state == "True" && status["active"]["number"] == 1 && status["candidate"].is_null(), "{status:#}");
+    ensure!(holder["active"] == 2 && holder["tripped"] == 1, "{status:#}");
+    ensure!(message.contains(&format!("at {name}, where version 2 decides")), "{message}");
+    let events = eventually("an event says so", || async {
+        let events = cluster.kubectl().ok(&format!("-n {} get events", lab.namespace)).await?;
+        Ok(events.contains("FellBack").then_some(events))
+    })
+    .await?;
+    ensure!(events.contains("Warning"), "{events}");
+    // Another version ends it.
+    lab.apply("p", &deny("version three").component(), &json!({})).await?;
+    let status = lab.decides("p", 3).await?;
+    ensure!(
+        condition(&status, "Active").1 == "Active" && lab.ask("p").await?.message().contains("version three"),
+        "{status:#}"
+    );
     Ok(())
 }
 
@@ -177,10 +222,7 @@ async fn another_process(cluster: &Cluster, lab: &Lab<'_>) -> Result<()> {
     let kubeconfig = dir.path().join("scheduler");
     std::fs::write(&kubeconfig, config)?;
     let module = Guest::new(World::Scheduling, "(i32.const 1024)").component();
-    let plugin = json!({"apiVersion": "policy.scaleup.dev/v1", "kind": "WasmPlugin", "metadata": {"name": "s"},
-        "spec": {"world": "scheduling", "source": {"inline": STANDARD.encode(module)}}});
-    let path = format!("/apis/policy.scaleup.dev/v1/namespaces/{}/wasmplugins", lab.namespace);
-    lab.api.post(&path, &plugin).await?.ok()?;
+    apply(&lab.api, &manifest(lab.namespace, "s", World::Scheduling, &module, &json!({}))).await?;
     let mut scheduler = Command::new(binary())
         .args(["scheduler", "--kubeconfig"])
         .arg(&kubeconfig)
@@ -199,4 +241,63 @@ async fn another_process(cluster: &Cluster, lab: &Lab<'_>) -> Result<()> {
     let _ = scheduler.kill();
     let _ = scheduler.wait();
     loaded.map(drop)
+}
+
+pub async fn the_same_life_on_etcd(_: Cx) -> Result<()> {
+    let home = tempfile::tempdir()?;
+    let mut processes = Processes::default();
+    let etcd = start_etcd(&mut processes, home.path())?;
+    // An authority that the whole machine is told to trust, not this plugin alone.
+    let authority = Authority::new()?;
+    let trusted = home.path().join("trusted.pem");
+    std::fs::write(&trusted, authority.pem())?;
+    let first = deny("from the web").component();
+    let served = first.clone();
+    let server = Server::start(Some(&authority), move |_| body(served.clone())).await?;
+    let mut cluster = Cluster::start(Options {
+        store: format!("etcd://127.0.0.1:{etcd}"),
+        env: vec![("SSL_CERT_FILE", trusted.to_string_lossy().into_owned())],
+        ..Options::default()
+    })
+    .await?;
+    {
+        let lab = Lab::new(&cluster, "plugins-etcd").await?;
+        let source = json!({"source": {"https": {"url": server.url("/m.wasm")}}, "sha256": sha256(&first)});
+        lab.apply("p", &[], &source).await?;
+        lab.decides("p", 1).await?;
+        ensure!(lab.ask("p").await?.message().contains("from the web"));
+        // A larger one than an entry of etcd may be, tried first.
+        let filler = format!("(data (i32.const 131072) \"{}\")", "x".repeat(3 << 20));
+        let large = deny("uploaded").pages(64).extra(&format!("(data (i32.const 2048) \"uploaded\") {filler}"));
+        let (module, file) = (home.path().join("m.wasm"), home.path().join("p.yaml"));
+        std::fs::write(&module, large.component())?;
+        let rollout = json!({"rollout": {"shadow": {"decisions": 10}, "canary": [{"percent": 50, "decisions": 5}]}});
+        std::fs::write(&file, lab.manifest("p", b"", &rollout).to_string())?;
+        tool(&cluster, &["apply", &module.to_string_lossy(), "-f", &file.to_string_lossy()]).await?;
+        lab.until("p", "the new version is tried", |status| status["candidate"]["number"] == 2).await?;
+        while lab.status("p").await?["candidate"].is_object() {
+            ensure!(lab.ask("p").await?.status == 403, "both versions deny");
+        }
+        lab.decides("p", 2).await?;
+        ensure!(lab.ask("p").await?.message().contains("uploaded"));
+        // One that is no good changes nothing.
+        lab.apply("p", b"junk", &json!({})).await?;
+        lab.until("p", "the bad version is refused", |status| {
+            condition(status, "Compiled").0 == "False" && condition(status, "Active").1 == "PreviousVersion"
+        })
+        .await?;
+        ensure!(lab.ask("p").await?.message().contains("uploaded"));
+    }
+    cluster.kill().await?;
+    cluster.launch().await?;
+    let lab = Lab { api: cluster.api()?, namespace: "plugins-etcd" };
+    eventually("it decides again", || async { Ok(lab.ask("p").await?.message().contains("uploaded").then_some(())) })
+        .await?;
+    // Back, without the server that it came from.
+    drop(server);
+    tool(&cluster, &["rollback", "p", "-n", lab.namespace]).await?;
+    lab.decides("p", 1).await?;
+    ensure!(lab.ask("p").await?.message().contains("from the web"));
+    lab.api.delete(&path(lab.namespace, "p"), &json!({})).await?.ok()?;
+    eventually("nobody is asked any more", || async { Ok(lab.ask("p").await?.status.is_success().then_some(())) }).await
 }

@@ -2,8 +2,12 @@
 //!
 //! They decide about ConfigMaps with a label of their own, each in a namespace of its own.
 
+mod cluster;
 mod hostile;
 mod lifecycle;
+mod records;
+mod server;
+mod sources;
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
@@ -18,10 +22,19 @@ use serde_json::{Value, json};
 
 use crate::{Cx, trials};
 
-use hostile::{modules_that_are_no_good_say_so, plugins_that_misbehave_hurt_nobody_else};
+use cluster::{of_the_cluster_about_pods, of_the_cluster_about_requests, of_the_cluster_about_writes};
+use hostile::{
+    a_trap_now_and_then_costs_those_writes_alone, modules_that_are_no_good_say_so,
+    plugins_that_misbehave_hurt_nobody_else,
+};
 use lifecycle::{
-    a_bad_version_is_taken_back, modules_survive_a_restart_and_reach_other_processes, new_versions_are_tried_first,
-    sources_can_change, what_is_uploaded_is_used,
+    a_bad_version_is_taken_back, a_process_goes_back_by_itself, modules_survive_a_restart_and_reach_other_processes,
+    new_versions_are_tried_first, sources_can_change, the_same_life_on_etcd, what_is_uploaded_is_used,
+};
+use records::decisions_of_other_processes_can_be_had;
+use sources::{
+    failed_fetches_are_tried_again, modules_come_from_registries, modules_come_over_https,
+    plugins_that_are_kept_in_secrets, signatures_are_checked,
 };
 
 /// All tests of this module.
@@ -31,11 +44,23 @@ pub fn tests(cx: &Cx) -> Vec<Trial> {
         "plugins",
         modules_that_are_no_good_say_so,
         plugins_that_misbehave_hurt_nobody_else,
+        a_trap_now_and_then_costs_those_writes_alone,
         new_versions_are_tried_first,
         a_bad_version_is_taken_back,
+        a_process_goes_back_by_itself,
         sources_can_change,
         what_is_uploaded_is_used,
         modules_survive_a_restart_and_reach_other_processes,
+        the_same_life_on_etcd,
+        modules_come_over_https,
+        failed_fetches_are_tried_again,
+        modules_come_from_registries,
+        plugins_that_are_kept_in_secrets,
+        signatures_are_checked,
+        of_the_cluster_about_writes,
+        of_the_cluster_about_requests,
+        of_the_cluster_about_pods,
+        decisions_of_other_processes_can_be_had,
     ]
 }
 
@@ -78,6 +103,43 @@ pub fn manifest(namespace: &str, name: &str, world: World, module: &[u8], more: 
     object
 }
 
+/// Where a plugin of a namespace is in the API, or one of the cluster if that is empty.
+pub fn path(namespace: &str, name: &str) -> String {
+    match namespace {
+        "" => format!("/apis/policy.scaleup.dev/v1/clusterwasmplugins/{name}"),
+        _ => format!("/apis/policy.scaleup.dev/v1/namespaces/{namespace}/wasmplugins/{name}"),
+    }
+}
+
+/// Creates a plugin, or replaces its specification.
+pub async fn apply(api: &Api, manifest: &Value) -> Result<()> {
+    let text = |field: &str| manifest["metadata"][field].as_str().unwrap_or_default();
+    let path = path(text("namespace"), text("name"));
+    if api.get(&path).await?.status.is_success() {
+        // Without a resource version: somebody writes the status meanwhile.
+        return api.put(&path, manifest).await?.ok().map(drop);
+    }
+    let collection = path.rsplit_once('/').context("a path")?.0;
+    api.post(collection, manifest).await?.ok().map(drop)
+}
+
+/// Waits until what a plugin's specification asks for decides at every process that reports on it; its status. With a number, until it is that version:
+/// a source may change without the specification.
+pub async fn decides(api: &Api, namespace: &str, name: &str, number: Option<u64>) -> Result<Value> {
+    let path = path(namespace, name);
+    eventually("the version decides", || async {
+        let plugin = api.get(&path).await?.ok()?;
+        let (active, holders) = (&plugin["status"]["active"], plugin["status"]["holders"].as_object());
+        let asked_for = active["generation"] == plugin["metadata"]["generation"];
+        let right = number.is_none_or(|number| active["number"] == number);
+        let loaded =
+            holders.is_some_and(|all| !all.is_empty() && all.values().all(|one| one["active"] == active["number"]));
+        ensure!(active.is_object() && asked_for && right && loaded, "{path}: {:#}", plugin["status"]);
+        Ok(Some(plugin["status"].clone()))
+    })
+    .await
+}
+
 /// A namespace and the plugins in it.
 struct Lab<'a> {
     api: Api,
@@ -88,10 +150,6 @@ impl<'a> Lab<'a> {
     async fn new(cluster: &Cluster, namespace: &'a str) -> Result<Self> {
         cluster.kubectl().namespace(namespace).await?;
         Ok(Self { api: cluster.api()?, namespace })
-    }
-
-    fn path(&self, name: &str) -> String {
-        format!("/apis/policy.scaleup.dev/v1/namespaces/{}/wasmplugins/{name}", self.namespace)
     }
 
     /// A plugin that is asked about ConfigMaps with the label `plugin` of its name; `more` is merged into the specification.
@@ -107,17 +165,11 @@ impl<'a> Lab<'a> {
 
     /// Creates the plugin, or replaces its specification.
     async fn apply(&self, name: &str, module: &[u8], more: &Value) -> Result<()> {
-        let (manifest, path) = (self.manifest(name, module, more), self.path(name));
-        if self.api.get(&path).await?.status.is_success() {
-            // Without a resource version: somebody writes the status meanwhile.
-            return self.api.put(&path, &manifest).await?.ok().map(drop);
-        }
-        let collection = path.rsplit_once('/').context("a path")?.0.to_owned();
-        self.api.post(&collection, &manifest).await?.ok().map(drop)
+        apply(&self.api, &self.manifest(name, module, more)).await
     }
 
     async fn status(&self, name: &str) -> Result<Value> {
-        Ok(self.api.get(&self.path(name)).await?.ok()?["status"].clone())
+        Ok(self.api.get(&path(self.namespace, name)).await?.ok()?["status"].clone())
     }
 
     /// Waits for a status.
@@ -131,14 +183,9 @@ impl<'a> Lab<'a> {
         .await
     }
 
-    /// Waits until the version decides at the API server.
+    /// Waits until this version decides.
     async fn decides(&self, name: &str, number: u64) -> Result<Value> {
-        self.until(name, "the version decides", |status| {
-            let holders = status["holders"].as_object();
-            status["active"]["number"] == number
-                && holders.is_some_and(|all| !all.is_empty() && all.values().all(|one| one["active"] == number))
-        })
-        .await
+        decides(&self.api, self.namespace, name, Some(number)).await
     }
 
     /// Creates a ConfigMap that the plugin is asked about, without keeping it.

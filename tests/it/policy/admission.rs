@@ -48,7 +48,7 @@ fn maps(namespace: &str) -> String {
 async fn guarded<'a>(cx: &'a Cx, namespace: &str) -> Result<&'a Cluster> {
     let cluster = cx.fake().await?;
     cluster.kubectl().namespace(namespace).await?;
-    activate(&cluster.kubectl(), &bound(namespace, "guard", "guarded", &json!({}))).await?;
+    activate(cluster, &bound(namespace, "guard", "guarded", &json!({}))).await?;
     Ok(cluster)
 }
 
@@ -143,8 +143,8 @@ async fn patches_are_checked_like_writes(cx: Cx) -> Result<()> {
     let (kubectl, api) = (cluster.kubectl(), cluster.api()?);
     kubectl.namespace(NS).await?;
     let open = json!({"failurePolicy": {"invalidOutput": "BuiltIn"}});
-    activate(&kubectl, &bound(NS, "strict", "strict", &json!({}))).await?;
-    activate(&kubectl, &bound(NS, "lenient", "lenient", &open)).await?;
+    activate(cluster, &bound(NS, "strict", "strict", &json!({}))).await?;
+    activate(cluster, &bound(NS, "lenient", "lenient", &open)).await?;
     for (name, why) in [("identity", "its patch changes metadata.uid"), ("spec", "unknown field")] {
         let answer = api.post(&maps(NS), &map(name, "strict")).await?;
         let message = answer.message();
@@ -171,7 +171,7 @@ async fn hostile_plugins_hurt_only_those_they_are_bound_to(cx: Cx) -> Result<()>
         ("utf", "invalid_output: "),
     ];
     for (mode, why) in modes {
-        activate(&kubectl, &bound(NS, mode, mode, &json!({}))).await?;
+        activate(cluster, &bound(NS, mode, mode, &json!({}))).await?;
         let refused = api.post(&maps(NS), &map(mode, mode)).await?;
         let start = format!("Internal error occurred: failed calling admission plugin \"{NS}/{mode}\": {why}");
         ensure!(refused.status == 500 && refused.message().starts_with(&start), "{}", refused.text);
@@ -200,7 +200,7 @@ async fn hostile_plugins_hurt_only_those_they_are_bound_to(cx: Cx) -> Result<()>
     ensure!(took < std::time::Duration::from_secs(20), "other writes took {took:?}");
     // Where the failure policy is to go on, the write goes on.
     let open = json!({"failurePolicy": {"trap": "BuiltIn"}});
-    activate(&kubectl, &bound(NS, "open", "open", &open)).await?;
+    activate(cluster, &bound(NS, "open", "open", &open)).await?;
     api.post(&maps(NS), &map("to-open", "open")).await?.ok()?;
     Ok(())
 }
@@ -231,7 +231,7 @@ async fn nobody_is_locked_out(cx: Cx) -> Result<()> {
     .await?;
     ensure!(refused.message().contains("failed calling admission plugin \"lockout\": "), "{}", refused.text);
     // Plugins can be changed and deleted all the same, those of the namespace too.
-    activate(&kubectl, &bound(NS, "other", "guarded", &json!({}))).await?;
+    activate(cluster, &bound(NS, "other", "guarded", &json!({}))).await?;
     kubectl.ok("delete clusterwasmplugin lockout").await?;
     eventually("writes are possible again", || async {
         Ok((api.post(&maps(NS), &map("again", "free")).await?.status == 201).then_some(()))

@@ -3,31 +3,22 @@
 mod admission;
 mod scheduling;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use libtest_mimic::Trial;
-use scaleup_tests::kubectl::Kubectl;
+use scaleup_tests::cluster::Cluster;
 use serde_json::Value;
 
 use crate::Cx;
+use crate::plugins::decides;
 
 /// All tests of this module.
 pub fn tests(cx: &Cx) -> Vec<Trial> {
     [admission::tests(cx), scheduling::tests(cx)].into_iter().flatten().collect()
 }
 
-/// Applies a plugin and waits until it decides.
-async fn activate(kubectl: &Kubectl, plugin: &Value) -> Result<()> {
-    kubectl.apply(&plugin.to_string()).await?;
-    let text = |path: &str| plugin.pointer(path).and_then(Value::as_str).unwrap_or_default();
-    let (kind, name) = (text("/kind").to_lowercase(), text("/metadata/name"));
-    let place = match text("/metadata/namespace") {
-        "" => String::new(),
-        namespace => format!("-n {namespace} "),
-    };
-    let waited = kubectl.ok(&format!("{place}wait --for=condition=Active --timeout=60s {kind}/{name}")).await;
-    if waited.is_err() {
-        let status = kubectl.ok(&format!("{place}get {kind}/{name} -o jsonpath={{.status}}")).await;
-        waited.with_context(|| format!("{kind} {name}: {}", status.unwrap_or_default()))?;
-    }
-    Ok(())
+/// Applies a plugin as its author does, and waits until it decides.
+async fn activate(cluster: &Cluster, plugin: &Value) -> Result<()> {
+    cluster.kubectl().apply(&plugin.to_string()).await?;
+    let text = |field: &str| plugin["metadata"][field].as_str().unwrap_or_default();
+    decides(&cluster.api()?, text("namespace"), text("name"), None).await.map(drop)
 }
