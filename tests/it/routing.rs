@@ -213,8 +213,7 @@ async fn shadow_canary_and_rollback(cx: Cx) -> Result<()> {
     let (cluster, endpoints) = (cx.fake().await?, two().await?);
     let api = cluster.api()?;
     make_namespace(&api, "rollout").await?;
-    // Shares are counted exactly: no decision may fail because the thread waits for a core.
-    put_plugin(&api, "rollout", "p", &picks(0), json!({"limits": {"time": "1s"}})).await?;
+    put_plugin(&api, "rollout", "p", &picks(0), json!({})).await?;
     decides(&api, "rollout", "p", None).await?;
     let port = serve(&api, "rollout", "web", &[&endpoints[0], &endpoints[1]]).await?;
     bind(&api, "rollout", "web", "p").await?;
@@ -260,7 +259,7 @@ async fn hostile_modules_harm_nobody_else(cx: Cx) -> Result<()> {
     let load = ConstantLoad::start(bystander, 200)?;
     // And a plugin that is well.
     let beside = serve(&api, "hostile", "beside", &[&endpoints[1]]).await?;
-    put_plugin(&api, "hostile", "beside", &rejects(418, "x-plugin", "p"), json!({"limits": {"time": "1s"}})).await?;
+    put_plugin(&api, "hostile", "beside", &rejects(418, "x-plugin", "p"), json!({})).await?;
     decides(&api, "hostile", "beside", None).await?;
     bind(&api, "hostile", "beside", "beside").await?;
     let ask = async |port: u16| -> Result<u16> {
