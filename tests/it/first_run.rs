@@ -60,7 +60,7 @@ fn refused(args: &[&str], says: &[&str]) -> Result<()> {
 }
 
 async fn port_taken(_: Cx) -> Result<()> {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let taken = std::net::TcpListener::bind(("127.0.0.1", free_port()?))?;
     let (dir, address) = (tempfile::tempdir()?, taken.local_addr()?.to_string());
     refused(&["--data-dir", &dir.path().display().to_string(), "--listen", &address], &["is taken", "--listen"])
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
-use scaleup_tests::cluster::{binary, free_port, issued};
+use scaleup_tests::claims::own_address;
+use scaleup_tests::cluster::{Ranges, binary, free_port, issued};
 use scaleup_tests::http::Api;
 use scaleup_tests::{eventually, full_drill};
 use serde_json::json;
@@ -93,6 +94,7 @@ async fn queries(server: SocketAddr, stop: CancellationToken) -> (usize, Vec<Str
 
 struct Lone<'a> {
     dir: &'a Path,
+    services: &'a str,
     child: Option<Child>,
 }
 
@@ -101,7 +103,7 @@ impl Lone<'_> {
         let log = std::fs::File::options().create(true).append(true).open(self.dir.join("lb.log"))?;
         let mut command = Command::new(binary());
         command.arg("lb").arg("--kubeconfig").arg(self.dir.join("lb.kubeconfig"));
-        command.args(["--node-name", NODE, "--service-cidr", "10.92.0.0/16", "--no-nftables"]);
+        command.args(["--node-name", NODE, "--service-cidr", self.services, "--no-nftables"]);
         command.args(["--lb-http-port", &free_port()?.to_string(), "--lb-https-port", &free_port()?.to_string()]);
         command.arg("--handover-socket").arg(self.dir.join("lb.sock"));
         if replace {
@@ -139,10 +141,11 @@ async fn drill_a_lone_load_balancer_is_replaced(_: Cx) -> Result<()> {
     let rounds = if full_drill() { 10 } else { 3 };
     let home = tempfile::Builder::new().prefix("scaleup-it-").tempdir()?;
     let (dir, data, port) = (home.path(), home.path().join("api"), free_port()?);
-    let mut processes = Processes::default();
+    let (mut processes, ranges) = (Processes::default(), Ranges::claim()?);
     let mut apiserver = Command::new(binary());
     apiserver.arg("apiserver").arg("--data-dir").arg(&data).args(["--listen", &format!("127.0.0.1:{port}")]);
-    apiserver.args(["--store", "memory", "--service-cidr", "10.92.0.0/16", "--node-port-range", "29100-29199"]);
+    apiserver.args(["--store", "memory", "--service-cidr", &ranges.services()]);
+    apiserver.args(["--node-port-range", &ranges.node_port_range()]);
     processes.start(dir, "apiserver", &mut apiserver)?;
     let api = eventually("the API is ready", || async {
         let api = Api::from_kubeconfig(&data.join("kubeconfig"))?;
@@ -151,9 +154,7 @@ async fn drill_a_lone_load_balancer_is_replaced(_: Cx) -> Result<()> {
     .await?;
     std::fs::write(dir.join("lb.kubeconfig"), issued(&data, &api.base, &["lb"])?)?;
 
-    // Everything in 127/8 is this machine; the process's number keeps tests apart.
-    let [_, _, high, low] = std::process::id().to_be_bytes();
-    let server = SocketAddr::from(([127, 53, high, low.max(2)], 53));
+    let server = SocketAddr::from((own_address()?, 53));
     let node = json!({"apiVersion": "v1", "kind": "Node",
         "metadata": {"name": NODE, "annotations": {"scaleup.dev/pod-gateway": server.ip().to_string()}}});
     api.post("/api/v1/nodes", &node).await?.ok()?;
@@ -162,7 +163,7 @@ async fn drill_a_lone_load_balancer_is_replaced(_: Cx) -> Result<()> {
     let own = free_port()?;
     let spec = json!({"type": "LoadBalancer", "ports": [{"name": "http", "port": own, "targetPort": 80}]});
     put_service(&api, "lone", "own", spec, &[endpoint.addr]).await?;
-    let mut lone = Lone { dir, child: None };
+    let mut lone = Lone { dir, services: &ranges.services(), child: None };
     lone.child = Some(lone.spawn(false)?);
     eventually("it is served", || async { Ok(ask(own).await.ok()) }).await?;
     eventually("names are answered", || async { Ok(ask_udp(server, 1).await.ok()) }).await?;

@@ -107,7 +107,7 @@ async fn tcp_and_node_ports(cx: Cx) -> Result<()> {
     let kubectl = cluster.kubectl();
     let port = serve(&kubectl, "tcp", "LoadBalancer", "raw").await?;
     let node_port: u16 = kubectl.ok("-n tcp get service app -o jsonpath={.spec.ports[0].nodePort}").await?.parse()?;
-    ensure!((cluster.node_ports.0..=cluster.node_ports.1).contains(&node_port), "{node_port}");
+    ensure!((cluster.ranges.node_ports().0..=cluster.ranges.node_ports().1).contains(&node_port), "{node_port}");
     for port in [port, node_port] {
         eventually("answers", || async { Ok(ask(port).await.ok()) }).await?;
         // Half-closed by the client: the answer still arrives.
@@ -127,8 +127,8 @@ async fn tcp_and_node_ports(cx: Cx) -> Result<()> {
 
 async fn port_conflict_is_told(cx: Cx) -> Result<()> {
     let kubectl = cx.fake().await?.kubectl();
-    let taken = std::net::TcpListener::bind("0.0.0.0:0")?;
-    let port = taken.local_addr()?.port();
+    let port = free_port()?;
+    let taken = std::net::TcpListener::bind(("0.0.0.0", port))?;
     kubectl.ok("create namespace conflict").await?;
     kubectl.ok(&format!("-n conflict create service loadbalancer s --tcp={port}:80")).await?;
     eventually("an event", || async {

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use scaleup_tests::cluster::{binary, free_port, issued};
+use scaleup_tests::cluster::{Ranges, binary, free_port, issued};
 use scaleup_tests::docker::demo_image;
 use scaleup_tests::eventually;
 use scaleup_tests::http::Api;
@@ -75,6 +75,9 @@ pub(crate) struct Apart {
     pub api: Api,
     node: String,
     processes: Processes,
+    ranges: Ranges,
+    /// Its range of pods is what the controllers do not give.
+    other: Ranges,
 }
 
 impl Drop for Apart {
@@ -86,33 +89,32 @@ impl Drop for Apart {
 }
 
 impl Apart {
-    /// With the processes that there are already, such as a store. Each `number` below 5 has address ranges of its own.
+    /// With the processes that there are already, such as a store.
     pub async fn start(
         dir: tempfile::TempDir,
         mut processes: Processes,
         store: &str,
         runtime: &str,
-        number: u16,
     ) -> Result<Self> {
-        let node = format!("it-{}-apart-{number}", std::process::id());
+        let (ranges, other) = (Ranges::claim()?, Ranges::claim()?);
         let (port, data) = (free_port()?, dir.path().join("api"));
-        let (service_cidr, ports) = (format!("10.{}.0.0/16", 94 - number), 29_000 + 100 * number);
+        let node = format!("it-{}-apart-{port}", std::process::id());
         let mut apiserver = Command::new(binary());
         apiserver.arg("apiserver").arg("--data-dir").arg(&data).args(["--listen", &format!("0.0.0.0:{port}")]);
-        apiserver.args(["--store", store, "--service-cidr", &service_cidr]);
-        apiserver.args(["--node-port-range", &format!("{ports}-{}", ports + 99)]);
+        apiserver.args(["--store", store, "--service-cidr", &ranges.services()]);
+        apiserver.args(["--node-port-range", &ranges.node_port_range()]);
         processes.start(dir.path(), "apiserver", &mut apiserver)?;
         let api = eventually("the API is ready", || async {
             let api = Api::from_kubeconfig(&data.join("kubeconfig"))?;
             Ok(api.get("/readyz").await?.status.is_success().then_some(api))
         })
         .await?;
-        let mut apart = Self { dir, api, node, processes };
+        let mut apart = Self { dir, api, node, processes, ranges, other };
         for role in ["controllers", "scheduler"] {
             let mut command = Command::new(binary());
             command.arg(role).arg("--kubeconfig").arg(apart.issue(role, &[role])?);
             if role == "controllers" {
-                command.args(["--pod-cidr-pool", &format!("10.{}.0.0/16", 230 + 2 * number)]);
+                command.args(["--pod-cidr-pool", &apart.ranges.pods()]);
             } else {
                 command.arg("--plugin-cache").arg(apart.dir.path().join("scheduler-plugins"));
             }
@@ -124,11 +126,11 @@ impl Apart {
         agent.arg("agent").arg("--kubeconfig").arg(kubeconfig).arg("--data-dir").arg(apart.dir.path().join("agent"));
         agent.args(["--runtime", runtime, "--node-name", &node, "--node-ip", "127.0.0.1"]);
         // Not what the controllers give: the network that the agent makes at first is made again.
-        agent.args(["--pod-cidr-pool", &format!("10.{}.0.0/16", 231 + 2 * number)]);
+        agent.args(["--pod-cidr-pool", &apart.other.pods()]);
         apart.run("agent", &mut agent)?;
         let mut lb = Command::new(binary());
         lb.arg("lb").arg("--kubeconfig").arg(apart.issue("lb", &["lb"])?);
-        lb.args(["--node-name", &node, "--service-cidr", &service_cidr]);
+        lb.args(["--node-name", &node, "--service-cidr", &apart.ranges.services()]);
         lb.arg("--plugin-cache").arg(apart.dir.path().join("lb-plugins"));
         apart.run("lb", &mut lb)?;
         Ok(apart)
@@ -170,7 +172,7 @@ impl Apart {
 async fn roles_apart_on_etcd(_: Cx) -> Result<()> {
     let (dir, mut processes) = (tempfile::Builder::new().prefix("scaleup-it-").tempdir()?, Processes::default());
     let etcd = start_etcd(&mut processes, dir.path())?;
-    let apart = Apart::start(dir, processes, &format!("etcd://127.0.0.1:{etcd}"), "docker", 0).await?;
+    let apart = Apart::start(dir, processes, &format!("etcd://127.0.0.1:{etcd}"), "docker").await?;
     apart.told(work_together(&apart).await)
 }
 
@@ -196,7 +198,13 @@ async fn work_together(apart: &Apart) -> Result<()> {
         Ok(gateway.is_string().then(|| node["spec"]["podCIDR"].as_str().unwrap_or_default().to_owned()))
     })
     .await?;
-    ensure!(subnet.starts_with("10.230."), "the controllers say which subnet a node has: {subnet}");
+    let (pods, _) = apart
+        .ranges
+        .pods()
+        .rsplit_once(".0.0/")
+        .map(|(net, rest)| (format!("{net}."), rest.to_owned()))
+        .context("a range")?;
+    ensure!(subnet.starts_with(&pods), "the controllers say which subnet a node has: {subnet}");
     demo_image("v1")?;
     eventually("the service account", || async { Ok(kubectl.ok("get serviceaccount default").await.ok()) }).await?;
     let answers = crate::path::deploy(&kubectl, "web").await?;

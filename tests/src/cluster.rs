@@ -1,6 +1,5 @@
 //! One running `scaleup up`, with addresses and ranges that collide with no other.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -9,24 +8,53 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::claims::Claim;
+pub use crate::claims::free_port;
 use crate::http::Api;
 use crate::kubectl::Kubectl;
 
 /// How long a start may take before the test gives up.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Instances of this process so far; each takes ranges of its own.
+/// Instances of this process so far, for their names.
 static INSTANCES: AtomicU16 = AtomicU16::new(0);
 
-/// Ranges that instances at one time may have, of this process and of others (a benchmark beside a test).
-const SLOTS: u32 = 60;
-/// Node ports of an instance.
-const NODE_PORTS: u16 = 45;
+/// Ranges that no other instance on this machine has: 10.96/16 and 10.244/16 are left to a person's own.
+#[derive(Debug)]
+pub struct Ranges(Claim);
 
-/// Which ranges an instance takes.
-fn slot(number: u16) -> u16 {
-    let spread = std::process::id().wrapping_mul(7).wrapping_add(u32::from(number)) % SLOTS;
-    u16::try_from(spread).unwrap_or_default()
+impl Ranges {
+    /// Instances at one time, of this process and of others (a benchmark beside a test).
+    const COUNT: u32 = 60;
+    /// Node ports of an instance.
+    const NODE_PORTS: u16 = 45;
+
+    /// Ranges that are ours while this lives.
+    pub fn claim() -> Result<Self> {
+        Ok(Self(Claim::any("ranges", 0..Self::COUNT, |_| true)?))
+    }
+
+    /// For ClusterIPs.
+    pub fn services(&self) -> String {
+        format!("10.{}.0.0/16", 100 + self.0.number)
+    }
+
+    /// For pods.
+    pub fn pods(&self) -> String {
+        format!("10.{}.0.0/16", 160 + self.0.number)
+    }
+
+    /// First and last node port.
+    pub fn node_ports(&self) -> (u16, u16) {
+        let first = 30_000 + self.0.number as u16 * Self::NODE_PORTS;
+        (first, first + Self::NODE_PORTS - 1)
+    }
+
+    /// Node ports as a flag says them.
+    pub fn node_port_range(&self) -> String {
+        let (first, last) = self.node_ports();
+        format!("{first}-{last}")
+    }
 }
 
 /// The binary under test.
@@ -38,11 +66,6 @@ pub fn binary() -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
     let beside = exe.ancestors().skip(1).take(2).map(|dir| dir.join("scaleup"));
     beside.clone().find(|path| path.is_file()).or_else(|| beside.last()).unwrap_or_default()
-}
-
-/// A free TCP port on loopback.
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// How to start an instance.
@@ -70,28 +93,28 @@ pub struct Cluster {
     pub dir: tempfile::TempDir,
     /// Port of the API.
     pub port: u16,
-    /// First and last node port.
-    pub node_ports: (u16, u16),
+    /// Its ranges.
+    pub ranges: Ranges,
     /// Name of its node.
     pub node: String,
     options: Options,
     child: Option<Child>,
-    number: u16,
+    /// For HTTP and HTTPS of Ingresses, unless the options say others.
+    edge: [u16; 2],
 }
 
 impl Cluster {
     /// Starts an instance and waits until it is ready.
     pub async fn start(options: Options) -> Result<Self> {
         let number = INSTANCES.fetch_add(1, Ordering::Relaxed);
-        let first = 30_000 + slot(number) * NODE_PORTS;
         let mut cluster = Self {
             dir: tempfile::Builder::new().prefix("scaleup-it-").tempdir()?,
             port: free_port()?,
-            node_ports: (first, first + NODE_PORTS - 1),
+            ranges: Ranges::claim()?,
             node: format!("it-{}-{number}", std::process::id()),
             options,
             child: None,
-            number,
+            edge: [free_port()?, free_port()?],
         };
         cluster.launch().await?;
         Ok(cluster)
@@ -100,8 +123,6 @@ impl Cluster {
     /// The full command line of the instance.
     pub fn command(&self) -> Command {
         let mut command = Command::new(binary());
-        // Ranges that no other instance on this machine has: 10.96/16 and 10.244/16 are left to a person's own.
-        let (service, pods) = (100 + slot(self.number), 160 + slot(self.number));
         command
             .arg("up")
             .arg("--data-dir")
@@ -110,11 +131,16 @@ impl Cluster {
             .args(["--store", &self.options.store])
             .args(["--runtime", self.options.runtime])
             .args(["--node-name", &self.node])
-            .args(["--service-cidr", &format!("10.{service}.0.0/16")])
-            .args(["--pod-cidr-pool", &format!("10.{pods}.0.0/16")])
-            .args(["--node-port-range", &format!("{}-{}", self.node_ports.0, self.node_ports.1)])
+            .args(["--service-cidr", &self.ranges.services()])
+            .args(["--pod-cidr-pool", &self.ranges.pods()])
+            .args(["--node-port-range", &self.ranges.node_port_range()])
             .args(&self.options.extra)
             .envs(self.options.env.iter().map(|(name, value)| (name, value)));
+        for (flag, port) in ["--lb-http-port", "--lb-https-port"].iter().zip(self.edge) {
+            if !self.options.extra.iter().any(|given| given == flag) {
+                command.args([flag, &*port.to_string()]);
+            }
+        }
         command
     }
 

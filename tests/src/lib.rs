@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows ScaleUp's crates: the product is seen from outside only.
 
+pub mod claims;
 pub mod cluster;
 pub mod docker;
 pub mod http;

@@ -295,7 +295,7 @@ async fn a_taken_port_is_told_once_and_taken_when_free() {
 async fn endpoints_that_are_left_out_are_told_of() {
     use scaleup_lb::policy::{HealthCheck, Probe, ServicePolicy};
     let [good] = endpoints::<1>().await;
-    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let dead = dead();
     let api = Api::default();
     api.put("services", service(json!({})));
     api.put("endpointslices", slice(&[good.addr]));

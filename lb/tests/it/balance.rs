@@ -133,8 +133,8 @@ async fn an_active_check_takes_an_endpoint_out_and_in() {
 async fn grpc_and_tcp_checks_ask_what_they_should() {
     // Two endpoints at two addresses, whose health is asked for on another port.
     let endpoints = [Scripted::start_at("e0", HERE).await, Scripted::start_at("e1", Ipv4Addr::new(127, 0, 0, 2)).await];
-    let first = TcpListener::bind((HERE, 0)).await.unwrap();
-    let port = first.local_addr().unwrap().port();
+    let port = crate::claims::free_port().unwrap();
+    let first = TcpListener::bind((HERE, port)).await.unwrap();
     let second = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 2), port)).await.unwrap();
     let serving = grpc_health(first);
     let _other = grpc_health(second);
@@ -163,7 +163,7 @@ async fn grpc_and_tcp_checks_ask_what_they_should() {
     })
     .await;
     // A port that nobody listens on fails.
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let closed = dead();
     let tcp = HealthCheck { probe: Probe::Tcp, port: None, ..check };
     lab.lb.publish(with(&[endpoints[0].addr, closed], policy(&tcp), RequestPolicy::default()));
     until("connect failures end", async || {

@@ -124,7 +124,7 @@ async fn early_answers_arrive() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn endpoints_that_are_down_are_replaced_and_missing_ones_reported() {
-    let dead = { TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap() };
+    let dead = dead();
     let [endpoint] = endpoints::<1>().await;
     let lab = Lab::http(&[dead, endpoint.addr]).await;
     let mut client = H2Client::connect(lab.addr).await;

@@ -188,7 +188,7 @@ async fn without_endpoints_the_answer_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unreachable_endpoints_are_passed_over_and_reported_when_alone() {
     let [good] = endpoints::<1>().await;
-    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let dead = dead();
     let lab = Lab::http(&[dead, good.addr]).await;
     let mut client = Client::connect(lab.addr).await;
     for _ in 0..10 {

@@ -5,6 +5,8 @@
 
 mod api;
 mod balance;
+#[path = "../../../tests/src/claims.rs"]
+mod claims;
 mod conformance;
 mod dns;
 mod filters;

@@ -85,7 +85,7 @@ async fn when_the_endpoint_is_gone_another_takes_over() {
     assert_ne!(new, held);
     assert_eq!(with(&lab, &format!("cookie: {new}")).await.header("set-cookie"), None);
     // One that refuses connections is passed over within the request.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = crate::support::dead();
     lab.publish(&setup.clone().service("a", &[nobody]));
     lab.publish(&setup.service("a", &[endpoints[left].addr, nobody]));
     let still = with(&lab, &format!("cookie: {new}")).await;

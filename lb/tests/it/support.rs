@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,12 +22,14 @@ use tokio_util::sync::CancellationToken;
 /// Longest wait for anything in a test; only reached when something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An address nobody else uses in this run.
+/// An address that nobody else uses.
 pub fn own_ip() -> Ipv4Addr {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let process = std::process::id();
-    let n = NEXT.fetch_add(1, Relaxed) + 1;
-    Ipv4Addr::new(127, (process >> 8) as u8 | 1, process as u8, n as u8)
+    crate::claims::own_address().unwrap()
+}
+
+/// An address where nobody listens.
+pub fn dead() -> SocketAddr {
+    SocketAddr::new(own_ip().into(), 1)
 }
 
 /// Every test's Service.

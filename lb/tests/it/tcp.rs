@@ -66,7 +66,7 @@ async fn connections_to_removed_endpoints_go_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_endpoints_are_passed_over_and_none_is_a_reset() {
-    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let dead = dead();
     let alive = echo("t1").await;
     let lab = Lab::start("db", &[dead, alive], |_| {}).await;
     for _ in 0..4 {

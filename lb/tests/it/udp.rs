@@ -102,8 +102,7 @@ async fn sessions_outlive_snapshots_but_not_their_endpoint() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_on_all_addresses_answers_from_the_one_asked() {
     let endpoint = echo("u0").await;
-    // No other test binds this port.
-    let port = 8009;
+    let port = crate::claims::free_port().unwrap();
     let spec = json!({"ports": [{"name": "dns", "port": port, "protocol": "UDP"}]});
     let everywhere = |config: &mut Config| config.bind_address = std::net::Ipv4Addr::UNSPECIFIED.into();
     let lab = Lab::start_with("dns", &[endpoint.0], spec, everywhere).await;

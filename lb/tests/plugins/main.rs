@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "helpers are shared with the other tests")]
 
+#[path = "../../../tests/src/claims.rs"]
+mod claims;
 #[path = "../it/h2_support.rs"]
 mod h2_support;
 #[path = "../it/routed.rs"]

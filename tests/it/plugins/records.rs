@@ -40,7 +40,7 @@ async fn recorded(apart: &Apart, name: &str, least: usize) -> Result<String> {
 
 pub async fn decisions_of_other_processes_can_be_had(_: Cx) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("scaleup-it-").tempdir()?;
-    let apart = Apart::start(dir, Processes::default(), "embedded", "fake", 1).await?;
+    let apart = Apart::start(dir, Processes::default(), "embedded", "fake").await?;
     apart.told(can_be_had(&apart).await)
 }
 
