@@ -33,6 +33,7 @@ mod proxy;
 mod route;
 pub mod serviceproxy;
 pub mod snapshot;
+mod sockets;
 mod stats;
 mod trace;
 mod view;
@@ -173,12 +174,12 @@ impl Lb {
     /// A successor serves the listeners and DNS now: when this role is shut down, idle connections may still ask for something.
     pub fn hand_over(&self) {
         self.sockets.hand_over();
-        self.dns_sockets.hand_over();
+        self.dns_sockets.kept.hand_over();
     }
 
     /// Takes sockets over from a predecessor: a port that is wanted is served on them instead of being bound. Before [`Lb::run`].
     pub fn adopt(&self, sockets: handover::Handed) {
-        self.sockets.adopt(sockets.listening);
+        self.sockets.adopt(sockets.listening.into_iter().map(|listening| (listening.port, listening.sockets)));
         if self.config.enable_dns {
             self.dns_sockets.adopt(sockets.dns);
         }
@@ -193,7 +194,7 @@ impl Lb {
         if self.config.enable_dns {
             self.dns_sockets.settled().await;
         }
-        self.dns_sockets.drop_adopted();
+        self.dns_sockets.kept.drop_adopted();
     }
 
     /// Cumulative usage per Pod UID since this process started, for billing. Entries of Pods that are gone are kept for

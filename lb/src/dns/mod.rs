@@ -66,7 +66,7 @@ pub(crate) async fn run(config: DnsConfig, hub: Arc<Hub>, shutdown: Cancellation
     let forwarder = Arc::new(Forwarder::new(config.resolv_conf.clone(), config.stats.clone()));
     let mut snapshots = hub.subscribe();
     // The predecessor answers until we know as much as it does.
-    if config.sockets.has_adopted() && !hub.is_published() {
+    if config.sockets.kept.has_adopted() && !hub.is_published() {
         tokio::select! {
             changed = snapshots.changed() => if changed.is_err() { return },
             () = shutdown.cancelled() => return,
@@ -109,7 +109,7 @@ pub(crate) async fn run(config: DnsConfig, hub: Arc<Hub>, shutdown: Cancellation
             () = shutdown.cancelled() => break,
         }
     }
-    if config.sockets.are_handed_over() {
+    if config.sockets.kept.are_handed_over() {
         servers.close();
         // A resolver that does not answer must not hold the end up.
         let _ = tokio::time::timeout(LAST_ANSWERS, servers.wait()).await;
@@ -137,7 +137,7 @@ async fn keep_serving(
             Ok(pair) => {
                 tracing::info!(%addr, "cluster DNS is listening");
                 server::serve(pair, context.clone(), stop.clone()).await;
-                sockets.closed(addr);
+                sockets.kept.closed(addr);
                 return;
             }
             Err(error) if !std::mem::replace(&mut told, true) => {

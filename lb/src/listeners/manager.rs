@@ -141,7 +141,7 @@ impl Manager {
             Some(adopted) => bind::adopt(addr, port.protocol, self.proxy.threads(), adopted),
             None => bind::bind(addr, port.protocol, self.proxy.threads()),
         };
-        let state = match bound.and_then(|sockets| self.sockets.opened(port, sockets)) {
+        let state = match bound.and_then(|sockets| self.sockets.opened_all(port, sockets)) {
             Ok(sockets) => {
                 self.next_id += 1;
                 tracing::info!(port = port.port, owner = winner.owner, "listening");
