@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use scaleup_api::gateway::{
     GRPCRouteFilter, HTTPCORSFilter, HTTPHeader, HTTPHeaderFilter, HTTPPathModifier, HTTPRequestMirrorFilter,
-    HTTPRequestRedirectFilter, HTTPRouteFilter, HTTPURLRewriteFilter,
+    HTTPRequestRedirectFilter, HTTPRouteFilter, HTTPURLRewriteFilter, LocalObjectReference,
 };
 
 use super::super::custom::{count, length, range};
@@ -59,94 +59,123 @@ fn once<'a>(errors: &mut Errors, at: &Path<'_>, types: impl Iterator<Item = &'a 
     }
 }
 
-/// Fills what filters leave out.
-pub fn default_http(filters: &mut [HTTPRouteFilter]) {
-    for filter in filters {
-        if let Some(mirror) = &mut filter.request_mirror {
-            default_mirror(mirror);
+/// A filter of a route's rule or backend.
+pub trait Filter {
+    /// `type`
+    fn kind(&self) -> &str;
+    /// Every type.
+    fn members(&self) -> Vec<(&'static str, &'static str, bool)>;
+    /// What is done to the heads of requests and responses.
+    fn modifiers(&self) -> [Option<&HTTPHeaderFilter>; 2];
+    /// Where copies go.
+    fn mirror(&self) -> Option<&HTTPRequestMirrorFilter>;
+    /// Likewise.
+    fn mirror_mut(&mut self) -> Option<&mut HTTPRequestMirrorFilter>;
+    /// An object of somebody else's.
+    fn extension(&self) -> Option<&LocalObjectReference>;
+    /// Fills what only filters of this kind of route have.
+    fn fill_own(&mut self) {}
+    /// Checks what only filters of this kind of route have.
+    fn validate_own(&self, _: &mut Errors, _: &Path<'_>) {}
+}
+
+/// `filter!(HTTPRouteFilter, [("RequestRedirect", "requestRedirect", request_redirect), ..]; fn fill_own ..)`: beside the types that
+/// filters of all routes have, those that these alone have.
+macro_rules! filter {
+    ($filter:ty, [$($own_type:tt)*]; $($own:item)*) => {
+        impl Filter for $filter {
+            fn kind(&self) -> &str {
+                &self.r#type
+            }
+            fn members(&self) -> Vec<(&'static str, &'static str, bool)> {
+                filter!(@members self,
+                    ("RequestHeaderModifier", "requestHeaderModifier", request_header_modifier),
+                    ("ResponseHeaderModifier", "responseHeaderModifier", response_header_modifier),
+                    ("RequestMirror", "requestMirror", request_mirror),
+                    $($own_type)*
+                    ("ExtensionRef", "extensionRef", extension_ref),
+                )
+            }
+            fn modifiers(&self) -> [Option<&HTTPHeaderFilter>; 2] {
+                [self.request_header_modifier.as_ref(), self.response_header_modifier.as_ref()]
+            }
+            fn mirror(&self) -> Option<&HTTPRequestMirrorFilter> {
+                self.request_mirror.as_ref()
+            }
+            fn mirror_mut(&mut self) -> Option<&mut HTTPRequestMirrorFilter> {
+                self.request_mirror.as_mut()
+            }
+            fn extension(&self) -> Option<&LocalObjectReference> {
+                self.extension_ref.as_ref()
+            }
+            $($own)*
         }
-        if let Some(redirect) = &mut filter.request_redirect {
+    };
+    (@members $filter:ident, $(($kind:literal, $member:literal, $field:ident),)*) => {
+        vec![$(($kind, $member, $filter.$field.is_some())),*]
+    };
+}
+
+filter!(GRPCRouteFilter, [];);
+
+filter!(HTTPRouteFilter, [
+        ("RequestRedirect", "requestRedirect", request_redirect),
+        ("URLRewrite", "urlRewrite", url_rewrite),
+        ("CORS", "cors", cors),
+    ];
+    fn fill_own(&mut self) {
+        if let Some(redirect) = &mut self.request_redirect {
             redirect.status_code.get_or_insert(302);
         }
-        if let Some(cors) = &mut filter.cors {
+        if let Some(cors) = &mut self.cors {
             cors.max_age.get_or_insert(5);
         }
     }
-}
 
-/// Fills what filters leave out.
-pub fn default_grpc(filters: &mut [GRPCRouteFilter]) {
-    filters.iter_mut().filter_map(|f| f.request_mirror.as_mut()).for_each(default_mirror);
-}
-
-fn default_mirror(mirror: &mut HTTPRequestMirrorFilter) {
-    refs::default_backend(&mut mirror.backend_ref.group, &mut mirror.backend_ref.kind, None);
-    if let Some(fraction) = &mut mirror.fraction {
-        fraction.denominator.get_or_insert(100);
-    }
-}
-
-/// Filters of an HTTPRoute's rule or backend.
-pub fn validate_http(errors: &mut Errors, at: &Path<'_>, filters: &[HTTPRouteFilter]) {
-    if count(errors, at, filters.len(), 0, MAX_FILTERS) {
-        return;
-    }
-    once(errors, at, filters.iter().map(|f| f.r#type.as_str()));
-    for (i, f) in filters.iter().enumerate() {
-        let at = at.index(i);
-        let members: Union<'_> = &[
-            ("RequestHeaderModifier", "requestHeaderModifier", f.request_header_modifier.is_some()),
-            ("ResponseHeaderModifier", "responseHeaderModifier", f.response_header_modifier.is_some()),
-            ("RequestMirror", "requestMirror", f.request_mirror.is_some()),
-            ("RequestRedirect", "requestRedirect", f.request_redirect.is_some()),
-            ("URLRewrite", "urlRewrite", f.url_rewrite.is_some()),
-            ("CORS", "cors", f.cors.is_some()),
-            ("ExtensionRef", "extensionRef", f.extension_ref.is_some()),
-        ];
-        union(errors, &at, &f.r#type, members);
-        headers(errors, &at.child("requestHeaderModifier"), f.request_header_modifier.as_ref());
-        headers(errors, &at.child("responseHeaderModifier"), f.response_header_modifier.as_ref());
-        if let Some(mirror) = &f.request_mirror {
-            validate_mirror(errors, &at.child("requestMirror"), mirror);
-        }
-        if let Some(redirect) = &f.request_redirect {
+    fn validate_own(&self, errors: &mut Errors, at: &Path<'_>) {
+        if let Some(redirect) = &self.request_redirect {
             validate_redirect(errors, &at.child("requestRedirect"), redirect);
         }
-        if let Some(HTTPURLRewriteFilter { hostname, path }) = &f.url_rewrite {
+        if let Some(HTTPURLRewriteFilter { hostname, path }) = &self.url_rewrite {
             let at = at.child("urlRewrite");
             text::optional(errors, &at.child("hostname"), hostname, MAX_NAME, text::precise_hostname);
             path_modifier(errors, &at.child("path"), path.as_ref());
         }
-        if let Some(cors) = &f.cors {
+        if let Some(cors) = &self.cors {
             validate_cors(errors, &at.child("cors"), cors);
         }
-        if let Some(extension) = &f.extension_ref {
-            refs::local(errors, &at.child("extensionRef"), extension);
+    }
+);
+
+/// Fills what filters leave out.
+pub fn fill(filters: &mut [impl Filter]) {
+    for filter in filters {
+        filter.fill_own();
+        let Some(mirror) = filter.mirror_mut() else { continue };
+        refs::default_backend(&mut mirror.backend_ref.group, &mut mirror.backend_ref.kind, None);
+        if let Some(fraction) = &mut mirror.fraction {
+            fraction.denominator.get_or_insert(100);
         }
     }
 }
 
-/// Filters of a GRPCRoute's rule or backend.
-pub fn validate_grpc(errors: &mut Errors, at: &Path<'_>, filters: &[GRPCRouteFilter]) {
+/// Checks the filters of a rule or backend.
+pub fn validate<F: Filter>(errors: &mut Errors, at: &Path<'_>, filters: &[F]) {
     if count(errors, at, filters.len(), 0, MAX_FILTERS) {
         return;
     }
-    once(errors, at, filters.iter().map(|f| f.r#type.as_str()));
-    for (i, f) in filters.iter().enumerate() {
+    once(errors, at, filters.iter().map(F::kind));
+    for (i, filter) in filters.iter().enumerate() {
         let at = at.index(i);
-        let members: Union<'_> = &[
-            ("RequestHeaderModifier", "requestHeaderModifier", f.request_header_modifier.is_some()),
-            ("ResponseHeaderModifier", "responseHeaderModifier", f.response_header_modifier.is_some()),
-            ("RequestMirror", "requestMirror", f.request_mirror.is_some()),
-            ("ExtensionRef", "extensionRef", f.extension_ref.is_some()),
-        ];
-        union(errors, &at, &f.r#type, members);
-        headers(errors, &at.child("requestHeaderModifier"), f.request_header_modifier.as_ref());
-        headers(errors, &at.child("responseHeaderModifier"), f.response_header_modifier.as_ref());
-        if let Some(mirror) = &f.request_mirror {
+        union(errors, &at, filter.kind(), &filter.members());
+        let [request, response] = filter.modifiers();
+        headers(errors, &at.child("requestHeaderModifier"), request);
+        headers(errors, &at.child("responseHeaderModifier"), response);
+        if let Some(mirror) = filter.mirror() {
             validate_mirror(errors, &at.child("requestMirror"), mirror);
         }
-        if let Some(extension) = &f.extension_ref {
+        filter.validate_own(errors, &at);
+        if let Some(extension) = filter.extension() {
             refs::local(errors, &at.child("extensionRef"), extension);
         }
     }

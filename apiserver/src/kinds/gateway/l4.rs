@@ -4,8 +4,8 @@ use scaleup_api::gateway::{BackendRef, ParentReference, TCPRouteSpec, TLSRouteSp
 
 use super::super::custom::{SpecRules, count};
 use super::super::field::{Errors, Path};
-use super::http::{MAX_RULES, rule_names};
 use super::refs;
+use super::route::{MAX_RULES, rule_names};
 
 fn default_parts<'a>(parents: &mut [ParentReference], backends: impl Iterator<Item = &'a mut BackendRef>) {
     parents.iter_mut().for_each(refs::default_parent);

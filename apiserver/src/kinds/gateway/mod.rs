@@ -10,6 +10,7 @@ mod http;
 mod l4;
 mod policy;
 mod refs;
+mod route;
 #[cfg(test)]
 mod tests;
 pub(super) mod text;
