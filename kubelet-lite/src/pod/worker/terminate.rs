@@ -1,6 +1,8 @@
 //! The end of a pod: drain, stop, last status, clean up, delete from the API (`SyncTerminatingPod`, `SyncTerminatedPod`).
 
 use super::*;
+use crate::pod::{start, stop};
+use crate::runtime::Container;
 
 impl Worker {
     /// Runs to the end; the worker is over afterwards.
