@@ -360,13 +360,13 @@ data!(
         accept: bool,
         /// Addresses (CIDR) whose headers are believed; connections of others are refused. Required with `accept`.
         trusted_sources: Vec<String>,
-        /// Send a header to endpoints: `V1` or `V2`; for Services and TCP routes.
+        /// Send a header to endpoints: `V1` or `V2`. Connections to HTTP endpoints then serve one client connection each.
         send: Option<String>,
     }
 );
 
 data!(
-    /// TLS towards endpoints.
+    /// TLS towards endpoints, for HTTP and TCP. TLS that passes through, and what clients send to a port with `appProtocol: https`, gets none on top.
     UpstreamTls "dev.scaleup.traffic.v1.UpstreamTls" {
         /// Name expected in the endpoint's certificate, and sent as SNI.
         hostname: String,

@@ -238,7 +238,7 @@ pub struct UpstreamTls {
     pub client: Option<Arc<crate::snapshot::routes::CertificatePlan>>,
     /// Any certificate will do.
     pub insecure: bool,
-    /// For HTTP requests only: bytes that are passed on as they are (TCP, TLS routes) are TLS already.
+    /// For HTTP requests only: other bytes (TCP, TLS that ends here) are passed on as they are.
     pub http_only: bool,
 }
 

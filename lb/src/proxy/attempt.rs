@@ -16,7 +16,7 @@ use super::h2::upstream::Lease;
 use super::held::Unseen;
 use super::http::{After, Conn, http_date};
 use super::io::{Stream, send};
-use super::pool::{ConnectError, Upstream};
+use super::pool::{ConnectError, Opening, Upstream};
 use super::record::Record;
 use super::request::{Framing, Reject, Request};
 use super::retry::{Attempts, Ended};
@@ -111,7 +111,7 @@ impl<S: Stream> Conn<'_, S> {
             };
             let started = if attempts.is_first() { record.started } else { Instant::now() };
             let http2 = work.rule.speaks_http2(backend);
-            let (upstream, pooled) = match checkout(&self.worker, backend, endpoint, started, http2).await {
+            let (upstream, pooled) = match checkout(record, endpoint, started, http2).await {
                 Ok(found) => found,
                 Err(failure) => {
                     if attempts.again((index, endpoint), Ended::NotConnected(failure), false, true).await {
@@ -169,7 +169,8 @@ impl<S: Stream> Conn<'_, S> {
         if work.request.framing != Framing::None {
             return Some(RefCell::default());
         }
-        mirrors.for_each(|mirror| mirror::send(&self.worker, mirror, &work.request, &self.head, Vec::new()));
+        mirrors
+            .for_each(|mirror| mirror::send((&self.worker, &self.own), mirror, &work.request, &self.head, Vec::new()));
         None
     }
 
@@ -177,7 +178,7 @@ impl<S: Stream> Conn<'_, S> {
     fn mirror_body(&self, work: &Forward, copy: Option<RefCell<Copied>>) {
         let Some(Copied { bytes, complete: true, overflowed: false }) = copy.map(RefCell::into_inner) else { return };
         for mirror in mirror::all(&work.rule, work.share) {
-            mirror::send(&self.worker, mirror, &work.request, &self.head, bytes.clone());
+            mirror::send((&self.worker, &self.own), mirror, &work.request, &self.head, bytes.clone());
         }
     }
 
@@ -240,7 +241,7 @@ impl<S: Stream> Conn<'_, S> {
             Err(broke) => {
                 if let Broke::Status { reusable: true, .. } = broke {
                     upstream.input.release(&worker.stock);
-                    worker.pool.borrow_mut().put(upstream, Instant::now());
+                    record.keep(upstream);
                 }
                 return Err(broke);
             }
@@ -256,7 +257,7 @@ impl<S: Stream> Conn<'_, S> {
         }
         upstream.input.release(&worker.stock);
         if response.reusable && sent_all {
-            worker.pool.borrow_mut().put(upstream, Instant::now());
+            record.keep(upstream);
         }
         Ok(match (response.close, sent_all && self.input.is_empty()) {
             (false, _) => After::Next,
@@ -319,42 +320,44 @@ fn connector(worker: &Worker, backend: &Backend) -> Result<Option<Rc<Connector>>
     }
 }
 
+/// How connections for a request are opened.
+fn opening<'a>(record: &'a Record, connector: Option<&'a Connector>) -> Opening<'a> {
+    let policy = &record.backend.policy;
+    let announced = policy.send_proxy.zip(record.own.as_deref().map(|own| &own.ends));
+    Opening { connector, announced, timeout: policy.connect_timeout.unwrap_or(record.worker.config.connect_timeout) }
+}
+
 /// A connection to `endpoint` and whether it comes from the pool. With `http2` it is a stream of one that speaks HTTP/2.
 pub(super) async fn checkout(
-    worker: &Worker,
-    backend: &Backend,
+    record: &Record,
     endpoint: &Arc<EndpointState>,
     now: Instant,
     http2: bool,
 ) -> Result<(Upstream, bool), Failure> {
+    let (worker, backend) = (&*record.worker, &*record.backend);
     if http2 {
         // Boxed, so that requests to other endpoints need no room for it.
-        let lease = Box::pin(lease(worker, backend, endpoint, now)).await?;
+        let lease = Box::pin(lease(record, endpoint, now)).await?;
         let open = lease.pooled;
         let stream = h2::bridge::connect(lease, backend.policy.upstream_tls.is_some(), worker.config.send_timeout);
         return Ok((Upstream::bridged(endpoint, stream), open));
     }
     let connector = connector(worker, backend)?;
-    let pooled = worker.pool.borrow_mut().take(endpoint, connector.as_ref().map_or(0, |c| c.id), now);
+    let pooled = record.pool().borrow_mut().take(endpoint, connector.as_ref().map_or(0, |c| c.id), now);
     if let Some(upstream) = pooled {
         add(&backend.stats.shard(worker.index).upstream_reused, 1);
         return Ok((upstream, true));
     }
-    let timeout = backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout);
-    let opened = Upstream::connect(endpoint, connector.as_deref(), timeout).await;
+    let opened = Upstream::connect(endpoint, opening(record, connector.as_deref())).await;
     connected(worker, backend, endpoint, now, opened).map(|upstream| (upstream, false))
 }
 
 /// A place for a stream on an HTTP/2 connection to `endpoint`.
-pub(super) async fn lease(
-    worker: &Worker,
-    backend: &Backend,
-    endpoint: &Arc<EndpointState>,
-    now: Instant,
-) -> Result<Lease, Failure> {
+pub(super) async fn lease(record: &Record, endpoint: &Arc<EndpointState>, now: Instant) -> Result<Lease, Failure> {
+    let (worker, backend) = (&*record.worker, &*record.backend);
     let connector = connector(worker, backend)?;
-    let timeout = backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout);
-    match worker.h2.pool.checkout(endpoint, connector.as_deref(), timeout).await {
+    let pool = record.own.as_deref().map_or(&worker.h2.pool, |own| &own.http2);
+    match pool.checkout(endpoint, opening(record, connector.as_deref())).await {
         Ok(lease) if lease.pooled => {
             add(&backend.stats.shard(worker.index).upstream_reused, 1);
             Ok(lease)

@@ -12,6 +12,7 @@ use tokio_rustls::LazyConfigAcceptor;
 
 use super::drain::{Drain, Phase};
 use super::io::Shared;
+use super::own::Ends;
 use super::site::{L4, SiteCell, SiteMode, Target, TlsMode};
 use super::tls::ALPN_HTTP2;
 use super::worker::{Accepted, Worker};
@@ -31,28 +32,30 @@ pub(super) async fn serve(
     counted: &Accepted,
 ) {
     let now = site.load_full();
-    let peer = match &now.accept_proxy {
+    let Ok(server) = stream.local_addr() else { return };
+    let client = match &now.accept_proxy {
         None => peer,
         Some(trusted) => match proxy_protocol::accept(&mut stream, peer, trusted).await {
             Ok(client) => client,
             Err(error) => return tracing::debug!(%peer, %error, "connection refused"),
         },
     };
+    let ends = Ends { client, server };
     match &now.mode {
         SiteMode::Http(_) => {
             let target = Target::Clear(site);
-            let ended = http::serve(worker.clone(), stream, peer, target.clone(), drain.clone(), counted).await;
+            let ended = http::serve(worker.clone(), stream, ends, target.clone(), drain.clone(), counted).await;
             if let Some((stream, early)) = ended {
                 counted.speaks(Spoken::Http2);
-                Box::pin(http2(worker, stream, early.bytes(), peer, (target, None), drain)).await;
+                Box::pin(http2(worker, stream, early.bytes(), ends, (target, None), drain)).await;
             }
         }
         SiteMode::Tcp(l4) => {
             counted.speaks(Spoken::Raw);
-            tcp::serve(&worker, stream, peer, l4, &drain).await;
+            tcp::serve(&worker, stream, ends, l4, &drain, false).await;
         }
         // Boxed, as is HTTP/2, so that connections in clear text hold no room for it.
-        SiteMode::Tls(_) => Box::pin(tls(worker, stream, peer, site, drain, counted)).await,
+        SiteMode::Tls(_) => Box::pin(tls(worker, stream, ends, site, drain, counted)).await,
         SiteMode::Gone | SiteMode::Udp(_) => {}
     }
 }
@@ -60,7 +63,7 @@ pub(super) async fn serve(
 async fn tls(
     worker: Rc<Worker>,
     stream: TcpStream,
-    peer: SocketAddr,
+    ends: Ends,
     site: Arc<SiteCell>,
     drain: Rc<Drain>,
     counted: &Accepted,
@@ -75,16 +78,16 @@ async fn tls(
         counted.shaken_hands(greeted.is_some());
     }
     match greeted {
-        Some(Greeted::Http(stream, target)) => tls_http(worker, *stream, peer, target, drain, counted).await,
+        Some(Greeted::Http(stream, target)) => tls_http(worker, *stream, ends, target, drain, counted).await,
         Some(Greeted::Bytes(stream, l4)) => {
             counted.speaks(Spoken::Raw);
-            tcp::serve(&worker, Shared::new(*stream), peer, &l4, &drain).await;
+            tcp::serve(&worker, Shared::new(*stream), ends, &l4, &drain, false).await;
         }
         Some(Greeted::Passthrough(stream, l4)) => {
             counted.speaks(Spoken::Raw);
-            tcp::serve(&worker, stream, peer, &l4, &drain).await;
+            tcp::serve(&worker, stream, ends, &l4, &drain, true).await;
         }
-        None => tracing::trace!(%peer, "no TLS session"),
+        None => tracing::trace!(peer = %ends.client, "no TLS session"),
     }
 }
 
@@ -140,7 +143,7 @@ async fn passed_on(stream: &TcpStream, site: &Arc<SiteCell>) -> Option<Arc<L4>> 
 async fn tls_http(
     worker: Rc<Worker>,
     stream: TlsStream,
-    peer: SocketAddr,
+    ends: Ends,
     target: Target,
     drain: Rc<Drain>,
     counted: &Accepted,
@@ -148,9 +151,9 @@ async fn tls_http(
     if stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2) {
         counted.speaks(Spoken::Http2);
         let version = super::io::version_text(stream.get_ref().1.protocol_version());
-        Box::pin(http2(worker, stream, &[], peer, (target, version), drain)).await;
+        Box::pin(http2(worker, stream, &[], ends, (target, version), drain)).await;
     } else {
-        http::serve(worker, Shared::new(stream), peer, target, drain, counted).await;
+        http::serve(worker, Shared::new(stream), ends, target, drain, counted).await;
     }
 }
 
@@ -159,11 +162,11 @@ async fn http2<IO: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: Rc<Worker>,
     stream: IO,
     early: &[u8],
-    peer: SocketAddr,
+    ends: Ends,
     target: (Target, Option<&'static str>),
     drain: Rc<Drain>,
 ) {
-    h2::serve(worker, stream, early, peer, target, drain).await;
+    h2::serve(worker, stream, early, ends, target, drain).await;
 }
 
 #[cfg(test)]

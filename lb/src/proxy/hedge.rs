@@ -3,7 +3,6 @@
 //!
 //! Only for idempotent requests without body and without upgrade.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,6 @@ use super::http::Conn;
 use super::io::Stream;
 use super::pool::Upstream;
 use super::record::Record;
-use super::worker::Worker;
 use crate::backend::{EndpointState, Tried};
 use crate::balance::{self, Choice};
 use crate::stats::add;
@@ -72,7 +70,7 @@ async fn run<S: Stream>(
     let mut tried = Tried::default();
     tried.insert(plan.first);
     let mut asked = FuturesUnordered::new();
-    asked.push(one(&worker, work, begun.clone(), Some(first), head));
+    asked.push(one(record, begun.clone(), Some(first), head));
     let mut timer = std::pin::pin!(tokio::time::sleep(plan.delay));
     let mut rivals = 0;
     loop {
@@ -97,7 +95,7 @@ async fn run<S: Stream>(
                 if may && let Ok(Some((index, rival))) = record.choose(&plan.choice, tried) {
                     tried.insert(index);
                     add(&stats.retries, 1);
-                    asked.push(one(&worker, work, rival.clone(), None, head));
+                    asked.push(one(record, rival.clone(), None, head));
                 }
             }
             () = conn.gone() => return Err(Broke::Client),
@@ -107,22 +105,21 @@ async fn run<S: Stream>(
 
 /// Asks one endpoint; the connection with the beginning of its answer, and when it was asked.
 async fn one(
-    worker: &Rc<Worker>,
-    work: &Forward,
+    record: &Record,
     endpoint: Arc<EndpointState>,
     open: Option<Upstream>,
     head: &[u8],
 ) -> Result<(Upstream, Instant), Broke> {
     let since = Instant::now();
-    let _rival = open.is_none().then(|| InFlight::begin(&endpoint, worker.index));
+    let _rival = open.is_none().then(|| InFlight::begin(&endpoint, record.worker.index));
     let upstream = match open {
         Some(upstream) => upstream,
         None => {
-            let http2 = work.rule.speaks_http2(&work.backend);
-            checkout(worker, &work.backend, &endpoint, since, http2).await.map_err(|_| Broke::Unsent)?.0
+            let http2 = record.rule.speaks_http2(&record.backend);
+            checkout(record, &endpoint, since, http2).await.map_err(|_| Broke::Unsent)?.0
         }
     };
-    Ok((ask(worker, upstream, head).await?, since))
+    Ok((ask(&record.worker, upstream, head).await?, since))
 }
 
 /// Counts a rival at its endpoint until the race is over; the first is counted by the request's record.

@@ -8,7 +8,6 @@
 //! Timeouts: a connection has one timer, moved only when it fires. What moves per request is a plain deadline.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -25,6 +24,7 @@ use super::exchange::Patience;
 use super::held::Unseen;
 use super::io::{Stream, send};
 use super::local::Seen;
+use super::own::{Ends, OwnCell};
 use super::record::Record;
 use super::request::{self, Client, Framing, Parsed, Reject, Request};
 use super::response::Answer;
@@ -44,6 +44,7 @@ pub(super) struct Conn<'s, S: Stream> {
     pub target: Target,
     drain: Rc<Drain>,
     pub client: Client,
+    pub own: OwnCell,
     pub reader: S::Reader<'s>,
     pub writer: S::Writer<'s>,
     /// Received and not yet used.
@@ -82,7 +83,7 @@ pub(super) enum After {
 pub(super) async fn serve<S: Stream>(
     worker: Rc<Worker>,
     mut stream: S,
-    peer: SocketAddr,
+    ends: Ends,
     target: Target,
     drain: Rc<Drain>,
     counted: &Accepted,
@@ -94,9 +95,10 @@ pub(super) async fn serve<S: Stream>(
     let ended = {
         let work = async {
             let (reader, writer) = stream.halves();
-            let ip = peer.ip().to_canonical();
+            let ip = ends.client.ip().to_canonical();
             let mut conn = Conn::<S> {
                 client: Client::new(ip, worker.config.trust_forwarded_headers, target.is_tls()),
+                own: OwnCell::new(ends),
                 drain: drain.clone(),
                 input: Buffer::default(),
                 head: Vec::new(),
@@ -131,7 +133,7 @@ pub(super) async fn serve<S: Stream>(
                 while timer.as_mut().poll(cx).is_ready() {
                     let (now, due) = (Instant::now(), deadline.get());
                     if due.is_some_and(|due| due <= now) {
-                        tracing::trace!(%peer, "the client let us wait too long");
+                        tracing::trace!(peer = %ends.client, "the client let us wait too long");
                         return Poll::Ready(None);
                     }
                     timer.as_mut().reset(due.unwrap_or(now + timeout).into());
@@ -189,7 +191,8 @@ impl<S: Stream> Conn<'_, S> {
                     let Some(work) = &mut work else { return After::Drop };
                     self.input.consume(work.request.length);
                     let told = (work.session.take(), work.asked.take());
-                    let record = Record::start(self.worker.clone(), work.rule.clone(), work.backend.clone(), told);
+                    let record =
+                        Record::start(self.worker.clone(), work.rule.clone(), work.backend.clone(), told, &self.own);
                     let after = self.forward(work, &record).await;
                     if record.wants_description() {
                         record.describe(&WrittenHead::parse(&self.head, self.client.ip), self.wire());
@@ -301,7 +304,7 @@ impl<S: Stream> Conn<'_, S> {
         let site = self.target.load();
         let rule = self.target.table(&site)?.single()?;
         let backend = rule.backends.first()?.cell.as_ref()?.load_full();
-        Some(Record::start(self.worker.clone(), rule.clone(), backend, (None, None)))
+        Some(Record::start(self.worker.clone(), rule.clone(), backend, (None, None), &self.own))
     }
 
     /// Answers a request that is not forwarded, and closes the connection: what follows it cannot be trusted.

@@ -13,6 +13,7 @@ use super::exchange::{ClientSide, EndpointSide, Job, Patience};
 use super::filters::Edits;
 use super::http::http_date;
 use super::io::Nobody;
+use super::own::OwnCell;
 use super::record::Record;
 use super::request::Request;
 use super::worker::Worker;
@@ -32,7 +33,13 @@ pub(super) fn all(rule: &Rule, share: usize) -> impl Iterator<Item = &Mirror> + 
 }
 
 /// Sends a copy with this head and (encoded) body, unless it is not this request's turn or too many are on their way.
-pub(super) fn send(worker: &Rc<Worker>, mirror: &Mirror, request: &Request, head: &[u8], body: Vec<u8>) {
+pub(super) fn send(
+    (worker, own): (&Rc<Worker>, &OwnCell),
+    mirror: &Mirror,
+    request: &Request,
+    head: &[u8],
+    body: Vec<u8>,
+) {
     if worker.copies.get() >= MAX_COPIES || !mirror.takes(rand::random()) {
         return;
     }
@@ -40,7 +47,7 @@ pub(super) fn send(worker: &Rc<Worker>, mirror: &Mirror, request: &Request, head
         return;
     };
     let copy = Copy::begin(worker.clone());
-    let record = Record::start(worker.clone(), mirror.rule.clone(), backend, (None, None));
+    let record = Record::start(worker.clone(), mirror.rule.clone(), backend, (None, None), own);
     let (request, head) = (*request, head.to_vec());
     tokio::task::spawn_local(async move {
         if tokio::time::timeout(MAX_TIME, run(&request, &head, body, &record)).await.is_err() {
@@ -63,7 +70,7 @@ async fn run(request: &Request, head: &[u8], body: Vec<u8>, record: &Record) {
     };
     let Some((_, endpoint)) = backend.choose(&choice, Tried::default()) else { return };
     let http2 = record.rule.speaks_http2(backend);
-    let Ok((mut upstream, _)) = checkout(worker, backend, endpoint, record.started, http2).await else { return };
+    let Ok((mut upstream, _)) = checkout(record, endpoint, record.started, http2).await else { return };
     record.sent_to(endpoint, std::time::Instant::now());
     let (deadline, torn) = (Cell::new(None), Cell::new(false));
     let job = Job {
@@ -92,7 +99,7 @@ async fn run(request: &Request, head: &[u8], body: Vec<u8>, record: &Record) {
         && done.sent_all
     {
         upstream.input.release(&worker.stock);
-        worker.pool.borrow_mut().put(upstream, std::time::Instant::now());
+        record.keep(upstream);
     }
 }
 

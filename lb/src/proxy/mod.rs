@@ -21,6 +21,7 @@ mod http;
 mod io;
 mod local;
 mod mirror;
+mod own;
 mod path;
 mod pool;
 mod proxy_protocol;

@@ -13,6 +13,8 @@ use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
 use super::io::{Link, Shared};
+use super::own::Ends;
+use super::proxy_protocol;
 use super::tls::Connector;
 use crate::backend::EndpointState;
 
@@ -29,6 +31,17 @@ pub(crate) enum ConnectError {
     Alpn,
 }
 
+/// How a connection is opened.
+#[derive(Clone, Copy)]
+pub(crate) struct Opening<'a> {
+    /// TLS, if it is spoken.
+    pub connector: Option<&'a Connector>,
+    /// For whom, in which version of the PROXY protocol: said before anything else.
+    pub announced: Option<(u8, &'a Ends)>,
+    /// Longest wait, TLS handshake included.
+    pub timeout: Duration,
+}
+
 /// A connection to an endpoint.
 pub(crate) struct Upstream {
     pub endpoint: Arc<EndpointState>,
@@ -42,21 +55,17 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    /// Opens a connection to `endpoint` within `timeout` (TLS handshake included).
-    pub async fn connect(
-        endpoint: &Arc<EndpointState>,
-        connector: Option<&Connector>,
-        timeout: Duration,
-    ) -> Result<Self, ConnectError> {
+    /// Opens a connection to `endpoint`.
+    pub async fn connect(endpoint: &Arc<EndpointState>, opening: Opening<'_>) -> Result<Self, ConnectError> {
         let (endpoint, input, large) = (endpoint.clone(), Buffer::default(), false);
-        let Some(connector) = connector else {
-            let stream = Link::Plain(connect(endpoint.addr, timeout).await?);
+        let Some(connector) = opening.connector else {
+            let stream = Link::Plain(connect(endpoint.addr, opening).await?);
             return Ok(Self { endpoint, stream, connector: 0, input, large });
         };
         let opened =
-            async { connector.secure(connect(endpoint.addr, timeout).await?).await.map_err(ConnectError::Tls) };
+            async { connector.secure(connect(endpoint.addr, opening).await?).await.map_err(ConnectError::Tls) };
         // Boxed, so that requests to other endpoints need no room for a handshake.
-        let opened = Box::pin(tokio::time::timeout(timeout, opened));
+        let opened = Box::pin(tokio::time::timeout(opening.timeout, opened));
         let stream = opened.await.map_err(|_| ConnectError::Timeout)??;
         Ok(Self { endpoint, stream, connector: connector.id, input, large })
     }
@@ -70,11 +79,15 @@ impl Upstream {
     }
 }
 
-/// Connects within `timeout`, without Nagle's delay.
-pub(crate) async fn connect(addr: SocketAddr, timeout: Duration) -> Result<TcpStream, ConnectError> {
-    let stream = tokio::time::timeout(timeout, TcpStream::connect(addr)).await.map_err(|_| ConnectError::Timeout)?;
-    let stream = stream.map_err(ConnectError::Io)?;
+/// Connects, without Nagle's delay, and says for whom. TLS is the caller's.
+pub(crate) async fn connect(addr: SocketAddr, opening: Opening<'_>) -> Result<TcpStream, ConnectError> {
+    let connected = tokio::time::timeout(opening.timeout, TcpStream::connect(addr));
+    let mut stream = connected.await.map_err(|_| ConnectError::Timeout)?.map_err(ConnectError::Io)?;
     stream.set_nodelay(true).map_err(ConnectError::Io)?;
+    if let Some((version, ends)) = opening.announced {
+        // A new connection takes as little as this at once. Boxed, so that others need no room for it.
+        Box::pin(proxy_protocol::send(&mut stream, version, ends)).await.map_err(ConnectError::Io)?;
+    }
     Ok(stream)
 }
 

@@ -11,6 +11,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::own::Ends;
+
 /// Longest wait for a complete header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest version 1 header, line end included (§2.1).
@@ -247,14 +249,9 @@ async fn read(stream: &mut TcpStream) -> Result<Option<SocketAddr>, ProxyError> 
     }
 }
 
-/// Sends the header of version `version` over a new connection to an endpoint: `client` is connected to `server`.
-pub(crate) async fn send(
-    stream: &mut TcpStream,
-    version: u8,
-    client: SocketAddr,
-    server: SocketAddr,
-) -> io::Result<()> {
-    stream.write_all(Header::new(version, client, server).bytes()).await
+/// Sends the header of version `version` over a new connection to an endpoint: for which client's connection it is.
+pub(crate) async fn send(stream: &mut TcpStream, version: u8, ends: &Ends) -> io::Result<()> {
+    stream.write_all(Header::new(version, ends.client, ends.server).bytes()).await
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::own::{Own, OwnCell};
+use super::pool::{Pool, Upstream};
 use super::story::Story;
 use super::worker::Worker;
 use crate::access::{Decision, Description, Flags, Wire, WrittenHead};
@@ -28,6 +30,8 @@ pub(crate) struct Record {
     pub worker: Rc<Worker>,
     pub rule: Arc<Rule>,
     pub backend: Arc<Backend>,
+    /// What the client's connection has for itself, if endpoints are to know whom requests are for.
+    pub own: Option<Rc<Own>>,
     /// When its head was complete.
     pub started: Instant,
     /// When its present attempt began.
@@ -66,21 +70,24 @@ pub(crate) struct AttemptContext {
 }
 
 impl Record {
-    /// Session and plugin must be of `backend`.
+    /// Session and plugin must be of `backend`, `own` of the client's connection.
     pub fn start(
         worker: Rc<Worker>,
         rule: Arc<Rule>,
         backend: Arc<Backend>,
         (session, asked): (Option<Box<Session>>, Option<Asked>),
+        own: &OwnCell,
     ) -> Self {
         let started = Instant::now();
         let access = worker.observers.access.as_ref();
         let logged = access.map_or(Decision::Never, |sink| sink.decide(rule.policy.access_log_percent));
         let told = logged != Decision::Never || worker.observers.tracer.is_some();
+        let own = backend.policy.send_proxy.map(|_| own.get(&worker));
         Self {
             worker,
             rule,
             backend,
+            own,
             started,
             attempt: Cell::new(started),
             ended: Cell::new(None),
@@ -106,6 +113,16 @@ impl Record {
         self.attempts.set(self.attempts.get() + 1);
         endpoint.begin(self.worker.index);
         *self.endpoint.borrow_mut() = Some(endpoint.clone());
+    }
+
+    /// Where its connections (HTTP/1.1) are kept.
+    pub fn pool(&self) -> &RefCell<Pool> {
+        self.own.as_deref().map_or(&self.worker.pool, |own| &own.http1)
+    }
+
+    /// Keeps a connection whose exchange is over.
+    pub fn keep(&self, upstream: Upstream) {
+        self.pool().borrow_mut().put(upstream, Instant::now());
     }
 
     /// The endpoint for the next attempt, by the plugin if there is one; an error if it refuses the request.

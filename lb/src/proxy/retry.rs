@@ -119,7 +119,7 @@ impl<'a> Attempts<'a> {
         };
         if pooled && matches!(ended, Ended::Unsent | Ended::Broken) {
             // It was closed while idle, and so perhaps were the others; the endpoint itself may be well.
-            worker.pool.borrow_mut().forget(endpoint, connector_id(worker, backend));
+            self.record.pool().borrow_mut().forget(endpoint, connector_id(worker, backend));
             if repeatable && (unseen || self.idempotent) {
                 return true;
             }

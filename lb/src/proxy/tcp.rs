@@ -2,21 +2,20 @@
 //!
 //! Connections whose endpoint leaves the Service, or whose Service goes, are left to finish; only the end of the
 //! listener's drain closes them. Silence ends a connection only where a policy says how long; TCP keep-alive finds dead
-//! peers. With TLS passthrough the bytes are TLS, which makes no difference here.
+//! peers. With TLS passthrough the bytes are TLS; otherwise a policy may put TLS around
+//! them on the way to the endpoint.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
-use tokio::net::TcpStream;
 
 use super::drain::{Drain, Phase};
 use super::io::{Link, Stream};
-use super::pool;
-use super::proxy_protocol;
+use super::own::Ends;
+use super::pool::{self, ConnectError, Opening};
 use super::site::L4;
 use super::tunnel::{self, Direction};
 use super::worker::{Active, Worker};
@@ -32,7 +31,16 @@ const SERVED: u16 = 200;
 const REFUSED: u16 = 503;
 
 /// Serves one client connection.
-pub(crate) async fn serve<S: Stream>(worker: &Rc<Worker>, mut client: S, peer: SocketAddr, l4: &L4, drain: &Rc<Drain>) {
+///
+/// `encrypted`: what the client sends is TLS that does not end here, so none is put around it.
+pub(crate) async fn serve<S: Stream>(
+    worker: &Rc<Worker>,
+    mut client: S,
+    ends: Ends,
+    l4: &L4,
+    drain: &Rc<Drain>,
+    encrypted: bool,
+) {
     let cell = l4.share(rand::random()).and_then(|share| share.cell.as_ref());
     let Some(backend) = cell.map(|cell| cell.load_full()) else { return };
     let _active = Active::new(backend.stats.clone(), worker.index);
@@ -43,14 +51,7 @@ pub(crate) async fn serve<S: Stream>(worker: &Rc<Worker>, mut client: S, peer: S
         client.with_tcp(|tcp| drop(SockRef::from(tcp).set_linger(Some(Duration::ZERO))));
     };
     let Ok(_permit) = balance::enter_connection(&backend) else { return refuse(&client) };
-    let Some((endpoint, mut upstream)) = connect(worker, &backend, peer).await else { return refuse(&client) };
-    if let (Some(version), Ok(local)) = (backend.policy.send_proxy, client.with_tcp(TcpStream::local_addr))
-        && proxy_protocol::send(&mut upstream, version, peer, local).await.is_err()
-    {
-        return refuse(&client);
-    }
-    // The client's side has it from its listener.
-    let _ = SockRef::from(&upstream).set_tcp_keepalive(&keepalive());
+    let Some((endpoint, upstream)) = connect(worker, &backend, &ends, encrypted).await else { return refuse(&client) };
     let thread = worker.index;
     let _in_flight = InFlight::begin(endpoint.clone(), thread);
     let shard = backend.stats.shard(thread);
@@ -71,30 +72,49 @@ pub(crate) async fn serve<S: Stream>(worker: &Rc<Worker>, mut client: S, peer: S
         }
     };
     let (mut reader, mut writer) = client.halves();
-    let copied =
-        tunnel::join((&mut reader, &mut writer), Link::Plain(upstream), Default::default(), &worker.stock, &count);
+    let copied = tunnel::join((&mut reader, &mut writer), upstream, Default::default(), &worker.stock, &count);
     tokio::select! {
         result = copied => {
             if let Err(error) = result {
-                tracing::trace!(%error, %peer, "connection ended");
+                tracing::trace!(%error, peer = %ends.client, "connection ended");
             }
         }
         () = drain.reached(Phase::Aborting) => {}
-        () = tunnel::silence(l4.idle_timeout, &active) => tracing::trace!(%peer, "connection was silent for too long"),
+        () = tunnel::silence(l4.idle_timeout, &active) => {
+            tracing::trace!(peer = %ends.client, "connection was silent for too long");
+        }
     }
     route.record(SERVED, started.elapsed());
 }
 
-/// A connection to the first endpoint that accepts one.
-async fn connect(worker: &Worker, backend: &Backend, peer: SocketAddr) -> Option<(Arc<EndpointState>, TcpStream)> {
+/// A connection to the first endpoint that accepts one, with the TLS that the policy demands.
+async fn connect(
+    worker: &Worker,
+    backend: &Backend,
+    ends: &Ends,
+    encrypted: bool,
+) -> Option<(Arc<EndpointState>, Link)> {
     let shard = backend.stats.shard(worker.index);
-    let choice = Choice::of_client(peer.ip().to_canonical(), worker.index);
+    let choice = Choice::of_client(ends.client.ip().to_canonical(), worker.index);
     let mut tried = Tried::default();
+    let tls = backend.policy.upstream_tls.as_ref().filter(|tls| !tls.http_only && !encrypted);
+    let connector = match tls.map(|tls| worker.connectors.get(tls)) {
+        None => None,
+        Some(Some(connector)) => Some(connector),
+        Some(None) => {
+            tracing::debug!(service = %backend.service, "the TLS policy cannot be used");
+            return None;
+        }
+    };
+    let opening = Opening {
+        connector: connector.as_deref(),
+        announced: backend.policy.send_proxy.map(|version| (version, ends)),
+        timeout: backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout),
+    };
     for _ in 0..MAX_CONNECT_ATTEMPTS {
         let (index, endpoint) = backend.choose(&choice, tried)?;
         let started = Instant::now();
-        let timeout = backend.policy.connect_timeout.unwrap_or(worker.config.connect_timeout);
-        match pool::connect(endpoint.addr, timeout).await {
+        match open(endpoint, opening).await {
             Ok(stream) => {
                 let took = started.elapsed();
                 endpoint.report(&backend.policy, Outcome::Connected(took), worker.index);
@@ -110,6 +130,19 @@ async fn connect(worker: &Worker, backend: &Backend, peer: SocketAddr) -> Option
         }
     }
     None
+}
+
+async fn open(endpoint: &EndpointState, opening: Opening<'_>) -> Result<Link, ConnectError> {
+    let connected = async {
+        let stream = pool::connect(endpoint.addr, opening).await?;
+        // The client's side has it from its listener.
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive());
+        Ok(stream)
+    };
+    let Some(connector) = opening.connector else { return Ok(Link::Plain(connected.await?)) };
+    let secured = async { connector.secure_bytes(connected.await?).await.map_err(ConnectError::Tls) };
+    // Boxed, so that connections in clear text need no room for a handshake.
+    Box::pin(tokio::time::timeout(opening.timeout, secured)).await.unwrap_or(Err(ConnectError::Timeout))
 }
 
 /// Counts a connection at its endpoint while it lives.

@@ -185,6 +185,8 @@ impl ResolvesServerCert for Certificates {
 pub(crate) struct Connector {
     /// Unique in its thread, not 0: connections opened with other settings are not used.
     pub id: u64,
+    /// For bytes of any protocol: without ALPN.
+    bytes: Arc<ClientConfig>,
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,
     name: ServerName<'static>,
@@ -192,16 +194,29 @@ pub(crate) struct Connector {
 
 impl Connector {
     fn new(id: u64, policy: &UpstreamTls) -> Option<Self> {
-        let http1 = client_config(policy, &[ALPN_HTTP1])?;
-        let mut http2 = (*http1).clone();
-        http2.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+        let bytes = client_config(policy, &[])?;
+        let speaking = |protocol: &[u8]| {
+            let mut config = (*bytes).clone();
+            config.alpn_protocols = vec![protocol.to_vec()];
+            Arc::new(config)
+        };
+        let (http1, http2) = (speaking(ALPN_HTTP1), speaking(ALPN_HTTP2));
         let name = ServerName::try_from(policy.hostname.to_string()).ok()?;
-        Some(Self { id, http1, http2: Arc::new(http2), name })
+        Some(Self { id, bytes, http1, http2, name })
     }
 
     /// The handshake over a new connection, for HTTP/1.1.
     pub async fn secure(&self, stream: TcpStream) -> std::io::Result<Link> {
-        let stream = TlsConnector::from(self.http1.clone()).connect(self.name.clone(), stream).await?;
+        self.link(&self.http1, stream).await
+    }
+
+    /// Likewise for bytes of any protocol.
+    pub async fn secure_bytes(&self, stream: TcpStream) -> std::io::Result<Link> {
+        self.link(&self.bytes, stream).await
+    }
+
+    async fn link(&self, config: &Arc<ClientConfig>, stream: TcpStream) -> std::io::Result<Link> {
+        let stream = TlsConnector::from(config.clone()).connect(self.name.clone(), stream).await?;
         Ok(Link::Tls(Box::new(Shared::new(stream))))
     }
 

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::buffer::Stock;
 use super::drain::{Drain, Phase};
+use super::own::Own;
 use super::pool::Pool;
 use super::site::SiteCell;
 use super::tls::Connectors;
@@ -56,6 +57,8 @@ pub(crate) struct Worker {
     /// Mirrored requests on their way.
     pub copies: Cell<usize>,
     pub h2: h2::Shared,
+    /// What clients' connections have for themselves, to be swept; those that are gone until the next sweep.
+    pub owned: RefCell<Vec<Weak<Own>>>,
     connections: Cell<usize>,
     idle: Notify,
 }
@@ -65,6 +68,22 @@ impl Worker {
     pub fn is_full(&self) -> bool {
         self.connections.get() >= self.config.max_connections_per_thread
     }
+
+    /// An empty pool as the configuration bounds it.
+    pub fn new_pool(&self) -> Pool {
+        new_pool(&self.config)
+    }
+
+    /// Looks through the idle connections to endpoints.
+    fn sweep(&self) {
+        self.pool.borrow_mut().sweep();
+        self.h2.pool.sweep();
+        self.owned.borrow_mut().retain(|own| own.upgrade().inspect(|own| own.sweep()).is_some());
+    }
+}
+
+fn new_pool(config: &ProxyConfig) -> Pool {
+    Pool::new(config.max_idle_per_endpoint, config.upstream_idle_timeout)
 }
 
 /// A listener of this thread.
@@ -92,7 +111,7 @@ pub(crate) fn run(
         }
     };
     let _ = ready.send(Ok(()));
-    let pool = RefCell::new(Pool::new(config.max_idle_per_endpoint, config.upstream_idle_timeout));
+    let pool = RefCell::new(new_pool(&config));
     let worker = Rc::new(Worker {
         index,
         config,
@@ -103,6 +122,7 @@ pub(crate) fn run(
         connectors: Connectors::default(),
         copies: Cell::new(0),
         h2: h2::Shared::default(),
+        owned: RefCell::default(),
         connections: Cell::new(0),
         idle: Notify::new(),
     });
@@ -131,10 +151,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 // The manager may have been stopped meanwhile.
                 let _ = closed.send(());
             }
-            Some(Command::Sweep) => {
-                worker.pool.borrow_mut().sweep();
-                worker.h2.pool.sweep();
-            }
+            Some(Command::Sweep) => worker.sweep(),
             Some(Command::Stop { grace, leave }) => break (grace, leave),
             None => break (Duration::ZERO, Duration::ZERO),
         }

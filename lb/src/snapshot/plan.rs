@@ -179,7 +179,12 @@ fn plan_port(
     let name = port.name.clone().unwrap_or_default();
     let attached: Vec<&Attached> = context.policies.of(TargetKind::Service, key, Some(&name)).collect();
     let parts: Vec<&ServicePart> = attached.iter().map(|attached| &*attached.service).collect();
-    let (policy, weights) = service_policy(&parts, own_policy(key, port, spec, (context, plugin)));
+    let (mut policy, weights) = service_policy(&parts, own_policy(key, port, spec, (context, plugin)));
+    if port.app_protocol.as_deref() == Some("https")
+        && let Some(tls) = &mut policy.upstream_tls
+    {
+        Arc::make_mut(tls).http_only = true;
+    }
     let candidates = candidates(&name, protocol, slices, context.nodes, &weights);
     let node = Some(context.config.node_name.as_str());
     let local = |policy: &Option<String>| policy.as_deref() == Some("Local");

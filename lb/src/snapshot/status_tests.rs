@@ -346,13 +346,22 @@ fn a_policy_says_what_its_ports_cannot_follow() {
     let tls = json!({"upstreamTls": {"hostname": "a.example"}});
     let http = json!({"name": "http", "port": 80});
     let tcp = json!({"name": "db", "port": 5432});
-    check(http.clone(), None, send.clone(), Some("proxyProtocol.send: not for port 80"));
-    check(http.clone(), Some("http"), send.clone(), Some("proxyProtocol.send: not for port 80"));
-    check(http.clone(), Some("other"), send.clone(), None);
-    check(tcp.clone(), None, send, None);
-    check(http, None, tls.clone(), None);
-    check(tcp, None, tls.clone(), Some("upstreamTls: port 5432"));
-    check(json!({"port": 443, "appProtocol": "https"}), None, tls, None);
+    let udp = json!({"name": "dns", "port": 53, "protocol": "UDP"});
+    for port in [http.clone(), tcp.clone(), json!({"port": 443, "appProtocol": "https"})] {
+        check(port.clone(), None, send.clone(), None);
+        check(port, None, tls.clone(), None);
+    }
+    check(udp.clone(), None, send.clone(), Some("proxyProtocol.send: port 53 is UDP"));
+    check(udp.clone(), Some("dns"), tls.clone(), Some("upstreamTls: port 53 is UDP"));
+    check(udp.clone(), Some("other"), tls, None);
+    check(
+        udp,
+        None,
+        json!({"proxyProtocol": {"send": "V2"}, "upstreamTls": {"hostname": "a"}}),
+        Some("proxyProtocol.send, upstreamTls: port 53"),
+    );
+    let plugin = json!({"policyRef": {"name": "canary"}});
+    check(tcp, None, plugin, Some("policyRef: port 5432"));
 }
 
 #[test]

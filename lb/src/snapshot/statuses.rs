@@ -491,8 +491,8 @@ fn target_fault(known: Known<'_>, policy: &ObjectKey, outcome: &TargetOutcome) -
     overridden.or_else(|| (kind == TargetKind::Gateway).then(|| shared_port(known, policy, &key)).flatten())
 }
 
-/// What a policy says that the ports of the Service it targets cannot follow: PROXY protocol is sent on connections that carry
-/// one client each, and TLS is spoken where HTTP is.
+/// What a policy says that the ports of the Service it targets cannot follow: PROXY protocol and TLS are for connections, and plugins
+/// for HTTP.
 fn without_effect(known: Known<'_>, policy: &TrafficPolicy, target: &TargetRef) -> Option<Fault> {
     if TargetKind::of(target) != Some(TargetKind::Service) {
         return None;
@@ -501,6 +501,11 @@ fn without_effect(known: Known<'_>, policy: &TrafficPolicy, target: &TargetRef) 
     let service = known.objects.services.get(&ObjectKey::new(namespace, &target.name))?;
     let sends = policy.spec.proxy_protocol.as_ref().is_some_and(|proxy| proxy.send.is_some());
     let encrypts = policy.spec.upstream_tls.is_some();
+    let connects: Vec<&str> = [("proxyProtocol.send", sends), ("upstreamTls", encrypts)]
+        .iter()
+        .filter(|(_, set)| *set)
+        .map(|(field, _)| *field)
+        .collect();
     let chooses = policy.spec.policy_ref.is_some();
     let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     let targeted = ports.filter(|port| target.section_name.is_none() || target.section_name == port.name);
@@ -508,15 +513,12 @@ fn without_effect(known: Known<'_>, policy: &TrafficPolicy, target: &TargetRef) 
         .filter_map(|port| {
             let (number, https) = (port.port, port.app_protocol.as_deref() == Some("https"));
             match app_protocol(port) {
-                AppProtocol::Tcp if encrypts && !https => {
-                    Some(format!("upstreamTls: port {number} passes bytes on; TLS is spoken by routes to it only"))
+                _ if port.protocol.as_deref() == Some("UDP") && !connects.is_empty() => {
+                    Some(format!("{}: port {number} is UDP, which has no connections", connects.join(", ")))
                 }
                 AppProtocol::Tcp if chooses && !https => {
                     Some(format!("policyRef: port {number} passes bytes on; plugins choose endpoints for HTTP only"))
                 }
-                AppProtocol::Http | AppProtocol::H2c if sends => Some(format!(
-                    "proxyProtocol.send: not for port {number}, whose connections carry the requests of many clients"
-                )),
                 _ => None,
             }
         })

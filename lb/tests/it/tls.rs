@@ -1,5 +1,6 @@
 //! TLS towards clients and towards endpoints.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-fn client_config(trusted: &[&Arc<CertificatePlan>], alpn: &[&[u8]]) -> Arc<ClientConfig> {
+pub fn client_config(trusted: &[&Arc<CertificatePlan>], alpn: &[&[u8]]) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     trusted.iter().for_each(|plan| roots.add(der(plan)).unwrap());
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().unwrap();
@@ -46,7 +47,15 @@ fn client_config(trusted: &[&Arc<CertificatePlan>], alpn: &[&[u8]]) -> Arc<Clien
 }
 
 async fn connect(lab: &Routed, name: &str, config: &Arc<ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(lab.addr).await.unwrap();
+    connect_to(lab.addr, name, config).await
+}
+
+pub async fn connect_to(
+    addr: SocketAddr,
+    name: &str,
+    config: &Arc<ClientConfig>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(addr).await.unwrap();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     tokio::time::timeout(PATIENCE, TlsConnector::from(config.clone()).connect(name, stream)).await.unwrap()
 }

@@ -371,6 +371,7 @@ mod tests {
     use super::*;
     use crate::backend::tests::backend;
     use crate::proxy::h2::upstream::Pool;
+    use crate::proxy::pool::Opening;
     use tokio::net::TcpListener;
 
     /// What an endpoint sees of `request`, and what comes back of its answer: the body, and trailers if there were any.
@@ -413,7 +414,8 @@ mod tests {
         let text = addr.to_string();
         let (pool, backend) = (Pool::default(), backend(&[&text], false));
         let patience = Duration::from_secs(20);
-        let lease = pool.checkout(&backend.endpoints[0], None, patience).await.expect("a stream");
+        let opening = Opening { connector: None, announced: None, timeout: patience };
+        let lease = pool.checkout(&backend.endpoints[0], opening).await.expect("a stream");
         let mut pipe = connect(lease, false, patience);
         pipe.write_all(request.as_bytes()).await.expect("a pipe");
         let mut got = String::new();

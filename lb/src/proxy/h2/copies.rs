@@ -10,36 +10,37 @@ use super::head::Head;
 use crate::proxy::chunked::{LAST_CHUNK, write_chunk};
 use crate::proxy::exchange::Copied;
 use crate::proxy::mirror;
+use crate::proxy::own::OwnCell;
 use crate::proxy::request::{Framing, Request};
 use crate::proxy::worker::Worker;
 use crate::route::Rule;
 
 /// Sends copies of a request without body, or prepares for copying one's body. `share`: index of the rule's backend that gets the
 /// request itself.
-pub(super) fn begin(worker: &Rc<Worker>, head: &Head, rule: &Rule, share: usize) -> Option<RefCell<Copied>> {
+pub(super) fn begin(from: (&Rc<Worker>, &OwnCell), head: &Head, rule: &Rule, share: usize) -> Option<RefCell<Copied>> {
     if head.websocket || mirror::all(rule, share).next().is_none() {
         return None;
     }
     if head.framing != Framing::None {
         return Some(RefCell::default());
     }
-    send(worker, head, rule, share, &[]);
+    send(from, head, rule, share, &[]);
     None
 }
 
 /// Sends copies of a request whose body was copied.
-pub(super) fn finish(worker: &Rc<Worker>, head: &Head, rule: &Rule, share: usize, copy: RefCell<Copied>) {
+pub(super) fn finish(from: (&Rc<Worker>, &OwnCell), head: &Head, rule: &Rule, share: usize, copy: RefCell<Copied>) {
     let Copied { bytes, complete: true, overflowed: false } = copy.into_inner() else { return };
     if head.framing != Framing::Chunked {
-        return send(worker, head, rule, share, &bytes);
+        return send(from, head, rule, share, &bytes);
     }
     let mut body = Vec::with_capacity(bytes.len() + 16);
     write_chunk(&bytes, &mut body);
     body.extend_from_slice(LAST_CHUNK);
-    send(worker, head, rule, share, &body);
+    send(from, head, rule, share, &body);
 }
 
-fn send(worker: &Rc<Worker>, head: &Head, rule: &Rule, share: usize, body: &[u8]) {
+fn send(from: (&Rc<Worker>, &OwnCell), head: &Head, rule: &Rule, share: usize, body: &[u8]) {
     let mut written = Vec::with_capacity(512);
     head.write_http1(None, &mut written);
     let request = Request {
@@ -53,6 +54,6 @@ fn send(worker: &Rc<Worker>, head: &Head, rule: &Rule, share: usize, body: &[u8]
         keep_alive: true,
     };
     for mirror in mirror::all(rule, share) {
-        mirror::send(worker, mirror, &request, &written, body.to_vec());
+        mirror::send(from, mirror, &request, &written, body.to_vec());
     }
 }

@@ -25,6 +25,7 @@ use crate::proxy::attempt;
 use crate::proxy::filters::{Fields, Filters, Place};
 use crate::proxy::held::Unseen;
 use crate::proxy::local::Seen;
+use crate::proxy::own::OwnCell;
 use crate::proxy::record::{AttemptContext, Record};
 use crate::proxy::request::{Client, Framing, Reject};
 use crate::proxy::retry::{Attempts, Ended};
@@ -37,6 +38,7 @@ pub(super) struct Context {
     pub worker: Rc<Worker>,
     pub target: Target,
     pub client: Client,
+    pub own: OwnCell,
     pub peer: std::net::IpAddr,
     /// TLS version towards the client.
     pub tls: Option<&'static str>,
@@ -144,7 +146,7 @@ async fn route(context: &Context, stream: &mut Stream, mut head: Head) {
             "the route's backend does not exist",
         );
     };
-    let record = Record::start(context.worker.clone(), rule.clone(), backend, (session, asked));
+    let record = Record::start(context.worker.clone(), rule.clone(), backend, (session, asked), &context.own);
     admit(context, stream, &mut head, &record, (index, share, all, place)).await;
     if record.wants_description() {
         record.describe(&head, context.wire());
@@ -199,7 +201,7 @@ async fn admit(
     if !all.is_empty() {
         filters::request(all, head, rule);
     }
-    stream.copy = copies::begin(&context.worker, head, rule, index);
+    stream.copy = copies::begin((&context.worker, &context.own), head, rule, index);
     let attempts = attempts(context, stream, head, record, (share, &own_fields, &permit), &choice);
     let failure = match rule.policy.request_timeout {
         None => attempts.await,
@@ -209,7 +211,7 @@ async fn admit(
     };
     match (failure, stream.copy.take()) {
         (Err(failure), _) => fail(failure, stream, head, record),
-        (Ok(()), Some(copy)) => copies::finish(&context.worker, head, rule, index, copy),
+        (Ok(()), Some(copy)) => copies::finish((&context.worker, &context.own), head, rule, index, copy),
         (Ok(()), None) => {}
     }
 }
@@ -244,7 +246,7 @@ async fn attempts(
                 // Boxed, so that other requests need no room for it.
                 Box::pin(hedge::race(&job, stream, index, choice, hedging)).await
             }
-            _ => job.run(worker, stream, endpoint).await,
+            _ => job.run(stream, endpoint).await,
         };
         let (broke, pooled) = match ended {
             Ok(()) => return Ok(()),
@@ -286,16 +288,10 @@ fn connected<T>(result: Option<Result<T, attempt::Failure>>) -> Result<T, (Attem
 
 impl Job<'_> {
     /// One attempt; on failure also whether it was made on a connection that had been idle.
-    async fn run(
-        &self,
-        worker: &Rc<Worker>,
-        stream: &mut Stream,
-        endpoint: &Arc<EndpointState>,
-    ) -> Result<(), (Attempt, bool)> {
-        let backend = &*self.record.backend;
-        let http2 = self.record.rule.speaks_http2(backend);
+    async fn run(&self, stream: &mut Stream, endpoint: &Arc<EndpointState>) -> Result<(), (Attempt, bool)> {
+        let http2 = self.record.rule.speaks_http2(&self.record.backend);
         if http2 && !self.head.websocket {
-            let lease = attempt::lease(worker, backend, endpoint, self.begun);
+            let lease = attempt::lease(self.record, endpoint, self.begun);
             let lease = connected(until_cancelled(&mut stream.respond, lease).await)?;
             self.record.sent_to(endpoint, self.begun);
             let trace = self.trace();
@@ -304,7 +300,7 @@ impl Job<'_> {
             let result = http2::exchange(stream, &job, &lease, request).await;
             return result.map_err(|broke| (Attempt::Broke(broke), lease.pooled));
         }
-        let connection = attempt::checkout(worker, backend, endpoint, self.begun, http2);
+        let connection = attempt::checkout(self.record, endpoint, self.begun, http2);
         let (mut upstream, is_pooled) = connected(until_cancelled(&mut stream.respond, connection).await)?;
         self.record.sent_to(endpoint, if is_pooled { self.begun } else { Instant::now() });
         let trace = self.trace();
@@ -319,7 +315,7 @@ impl Job<'_> {
         match exchanged {
             Ok(reusable) => {
                 if reusable {
-                    worker.pool.borrow_mut().put(upstream, Instant::now());
+                    self.record.keep(upstream);
                 }
                 Ok(())
             }

@@ -116,15 +116,14 @@ async fn ask(
     since: Instant,
     is_rival: bool,
 ) -> Result<Won, (Attempt, bool)> {
-    let (worker, backend) = (&job.record.worker, &*job.record.backend);
-    let _rival = is_rival.then(|| InFlight::begin(&endpoint, worker.index));
-    if job.record.rule.speaks_http2(backend) {
-        let lease = lease(worker, backend, &endpoint, since).await;
+    let _rival = is_rival.then(|| InFlight::begin(&endpoint, job.record.worker.index));
+    if job.record.rule.speaks_http2(&job.record.backend) {
+        let lease = lease(job.record, &endpoint, since).await;
         let lease = lease.map_err(|failure| (Attempt::NotConnected(failure), false))?;
         let response = ask_http2(job, &lease).await.map_err(|broke| (Attempt::Broke(broke), lease.pooled))?;
         return Ok(Won { endpoint, since, response: Begun::Http2(lease, response) });
     }
-    let connection = checkout(worker, backend, &endpoint, since, false).await;
+    let connection = checkout(job.record, &endpoint, since, false).await;
     let (mut upstream, pooled) = connection.map_err(|failure| (Attempt::NotConnected(failure), false))?;
     let (head, rest) = ask_http1(job, &mut upstream).await.map_err(|broke| (Attempt::Broke(broke), pooled))?;
     Ok(Won { endpoint, since, response: Begun::Http1(Box::new(upstream), rest, head) })
@@ -165,7 +164,7 @@ async fn relay(job: &Job<'_>, stream: &mut Stream, response: Begun) -> Result<()
             let mut download = Download::new(job, &mut reader, rest);
             let reusable = download.relay(&reply, head).await?;
             if reusable && download.pending.is_empty() {
-                job.record.worker.pool.borrow_mut().put(*upstream, Instant::now());
+                job.record.keep(*upstream);
             }
             Ok(())
         }

@@ -1,7 +1,6 @@
 //! A client's HTTP/2 connection: accepts streams, watches for floods and silence, drains.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -18,6 +17,7 @@ use super::gather::Gather;
 use super::meter::{Meter, Metered};
 use super::server_settings;
 use crate::proxy::drain::{Drain, Phase};
+use crate::proxy::own::{Ends, OwnCell};
 use crate::proxy::request::Client;
 use crate::proxy::site::Target;
 use crate::proxy::worker::Worker;
@@ -33,7 +33,7 @@ pub(crate) async fn serve<IO>(
     worker: Rc<Worker>,
     io: IO,
     early: &[u8],
-    peer: SocketAddr,
+    ends: Ends,
     (target, tls): (Target, Option<&'static str>),
     drain: Rc<Drain>,
 ) where
@@ -50,9 +50,10 @@ pub(crate) async fn serve<IO>(
     };
     let Ok(Ok(mut connection)) = connection else { return };
     let ping_pong = connection.ping_pong();
-    let peer = peer.ip().to_canonical();
+    let peer = ends.client.ip().to_canonical();
     let context = Rc::new(Context {
         client: Client::new(peer, worker.config.trust_forwarded_headers, target.is_tls()),
+        own: OwnCell::new(ends),
         worker,
         target,
         peer,

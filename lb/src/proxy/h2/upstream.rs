@@ -23,9 +23,8 @@ use tokio::sync::Notify;
 
 use super::{Broke, CONNECTION_WINDOW_BYTES, RESET_STREAM_TIME, RESET_STREAMS, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
 use crate::backend::EndpointState;
-use crate::proxy::pool::{ConnectError, IdHasher, connect};
+use crate::proxy::pool::{ConnectError, IdHasher, Opening, connect};
 use crate::proxy::response::{MAX_HEAD_BYTES, MAX_INFORMATIONAL};
-use crate::proxy::tls::Connector;
 
 /// Streams on one connection at a time.
 const MAX_STREAMS: usize = 100;
@@ -84,14 +83,9 @@ pub(crate) struct Lease {
 }
 
 impl Pool {
-    /// A place for a stream to `endpoint`, on an open connection or a new one, within `timeout`.
-    pub async fn checkout(
-        &self,
-        endpoint: &Arc<EndpointState>,
-        connector: Option<&Connector>,
-        timeout: Duration,
-    ) -> Result<Lease, ConnectError> {
-        let key = (endpoint.id, connector.map_or(0, |connector| connector.id));
+    /// A place for a stream to `endpoint`, on an open connection or a new one, within the time for opening one.
+    pub async fn checkout(&self, endpoint: &Arc<EndpointState>, opening: Opening<'_>) -> Result<Lease, ConnectError> {
+        let key = (endpoint.id, opening.connector.map_or(0, |connector| connector.id));
         let all = self.0.borrow_mut().entry(key).or_default().clone();
         if let Some(lease) = all.lease() {
             return Ok(lease);
@@ -106,12 +100,12 @@ impl Pool {
                     return Err(ConnectError::Io(io::ErrorKind::ConnectionRefused.into()));
                 }
                 if !all.connecting.get() && all.open.borrow().len() < MAX_CONNECTIONS {
-                    return all.open(endpoint, connector, timeout).await;
+                    return all.open(endpoint, opening).await;
                 }
                 all.changed.notified().await;
             }
         };
-        tokio::time::timeout(timeout, wait).await.unwrap_or(Err(ConnectError::Timeout))
+        tokio::time::timeout(opening.timeout, wait).await.unwrap_or(Err(ConnectError::Timeout))
     }
 
     /// Lets go of connections that are too old, closed, or belong to an endpoint that is gone.
@@ -147,18 +141,13 @@ impl Connections {
         Some(Lease::new(conn, self, true))
     }
 
-    async fn open(
-        self: &Rc<Self>,
-        endpoint: &Arc<EndpointState>,
-        connector: Option<&Connector>,
-        timeout: Duration,
-    ) -> Result<Lease, ConnectError> {
+    async fn open(self: &Rc<Self>, endpoint: &Arc<EndpointState>, opening: Opening<'_>) -> Result<Lease, ConnectError> {
         let connecting = Connecting::begin(self);
         let now = Instant::now();
         let (streams, closed, idle_since) = (Cell::new(0), Cell::new(false), Cell::new(now));
         let state = Rc::new(ConnState { streams, closed, idle_since, opened: now });
-        let stream = connect(endpoint.addr, timeout).await?;
-        let sender = match connector {
+        let stream = connect(endpoint.addr, opening).await?;
+        let sender = match opening.connector {
             None => self.greet(stream, &state).await?,
             // Whoever waits for us bounds the time, too. Boxed, so that other connections need no room for it.
             Some(connector) => {
