@@ -2,7 +2,9 @@
 //! Gateways, RBAC policy.
 //!
 //! Everything is created through the generic handler, so that it is defaulted and validated like anybody's. What is
-//! there already is left alone, except RBAC policy, which gets back what it lacks. Also the sweeper of old events.
+//! there already is left alone, except RBAC policy, which gets what it lacks when the server starts ([`defaults`]). Also the sweeper of old events.
+
+mod defaults;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,8 +27,6 @@ use crate::user::UserInfo;
 
 /// Namespaces that always exist.
 pub const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
-/// Objects with this annotation set to `false` are not reconciled.
-const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 /// Pause between attempts while the store is away.
 const RETRY: Duration = Duration::from_millis(500);
 /// The server itself. No policy is asked about what it writes.
@@ -41,7 +41,9 @@ pub async fn run(server: Arc<Server>) {
     let stopping = server.stopping.clone();
     let work = async {
         loop {
-            match run_once(&server).await {
+            // Policy is completed at the start only: until the next one an administrator's changes hold.
+            let started = server.bootstrapped.load(Ordering::Acquire);
+            match if started { upkeep(&server).await } else { run_once(&server).await } {
                 Ok(()) => {
                     if !server.bootstrapped.swap(true, Ordering::AcqRel) {
                         info!("the cluster's own objects are in place");
@@ -58,17 +60,23 @@ pub async fn run(server: Arc<Server>) {
     stopping.run_until_cancelled(work).await;
 }
 
-/// One round: creates what is missing, repairs what is wrong.
+/// The first round: everything.
 pub async fn run_once(server: &Arc<Server>) -> Result<(), ApiError> {
+    upkeep(server).await?;
+    for object in policy::bootstrap_objects() {
+        defaults::ensure(server, object).await?;
+    }
+    Ok(())
+}
+
+/// Each round: creates what is missing, repairs what is wrong.
+async fn upkeep(server: &Arc<Server>) -> Result<(), ApiError> {
     server.caches.catch_up().await.map_err(storage::cache_error)?;
     for name in NAMESPACES {
         ensure_object(server, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).await?;
     }
     for object in priority_classes().into_iter().chain(traffic_classes()) {
         ensure_object(server, object).await?;
-    }
-    for object in policy::bootstrap_objects() {
-        ensure_policy(server, object).await?;
     }
     for object in kubernetes_service(server)? {
         ensure_same(server, object).await?;
@@ -190,43 +198,6 @@ async fn replace(server: &Arc<Server>, object: Value) -> Result<(), ApiError> {
     write::update(&mut cx, write::Part::Whole, &WriteOptions::default(), source).await.map(|_| ())
 }
 
-/// Creates a policy object, or gives an existing one back the rules and subjects that it lacks.
-async fn ensure_policy(server: &Arc<Server>, wanted: Value) -> Result<(), ApiError> {
-    let Some(there) = ensure_object(server, wanted.clone()).await? else { return Ok(()) };
-    let present = there.value();
-    let Some(merged) = with_missing(&present, &wanted) else { return Ok(()) };
-    info!(kind = text(&wanted["kind"]), name = %there.name, "RBAC policy was incomplete: added what it lacked");
-    replace(server, merged).await
-}
-
-/// The object with the wanted rules, subjects, labels and annotations that it lacks; `None` if it lacks nothing.
-fn with_missing(present: &Value, wanted: &Value) -> Option<Value> {
-    if present["metadata"]["annotations"][AUTOUPDATE] == "false" {
-        return None;
-    }
-    let mut merged = present.clone();
-    for list in ["rules", "subjects"] {
-        // Rules of an aggregated role are computed, not kept.
-        if list == "rules" && !wanted["aggregationRule"].is_null() {
-            continue;
-        }
-        let have = present[list].as_array().cloned().unwrap_or_default();
-        let lacking: Vec<Value> =
-            wanted[list].as_array().into_iter().flatten().filter(|w| !have.contains(w)).cloned().collect();
-        if !lacking.is_empty() {
-            merged[list] = have.into_iter().chain(lacking).collect();
-        }
-    }
-    for map in ["labels", "annotations"] {
-        for (key, value) in wanted["metadata"][map].as_object().into_iter().flatten() {
-            if merged["metadata"][map][key].is_null() {
-                merged["metadata"][map][key] = value.clone();
-            }
-        }
-    }
-    (merged != *present).then_some(merged)
-}
-
 /// Creates an object, or sets what is wrong with it (the server's address may have changed since the last start).
 async fn ensure_same(server: &Arc<Server>, wanted: Value) -> Result<(), ApiError> {
     let Some(there) = ensure_object(server, wanted.clone()).await? else { return Ok(()) };
@@ -314,19 +285,6 @@ mod tests {
         check("10.96.0.0/32", None);
         check("10.96.0.0", None);
         check("x/8", None);
-    }
-
-    #[test]
-    fn policy_gets_back_what_it_lacks() {
-        let wanted = json!({"metadata": {"name": "a", "labels": {"l": "1"}}, "rules": [{"verbs": ["get"]}, {"verbs": ["list"]}]});
-        let present = json!({"metadata": {"name": "a", "labels": {"l": "2"}}, "rules": [{"verbs": ["get"]}, {"verbs": ["mine"]}]});
-        let merged = with_missing(&present, &wanted).unwrap();
-        assert_eq!(merged["rules"], json!([{"verbs": ["get"]}, {"verbs": ["mine"]}, {"verbs": ["list"]}]));
-        assert_eq!(merged["metadata"]["labels"]["l"], "2");
-        assert_eq!(with_missing(&merged, &wanted), None);
-        let mut kept = present;
-        kept["metadata"]["annotations"] = json!({AUTOUPDATE: "false"});
-        assert_eq!(with_missing(&kept, &wanted), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use scaleup_tests::cluster::issued;
+use scaleup_tests::cluster::{Cluster, Options, issued};
 use scaleup_tests::http::Api;
 use serde_json::{Value, json};
 
@@ -24,6 +24,7 @@ pub fn tests(cx: &Cx) -> Vec<Trial> {
         nodes_touch_only_their_own,
         impersonation,
         default_cluster_roles,
+        default_policy_is_completed_at_each_start,
     ]
 }
 
@@ -344,5 +345,77 @@ async fn default_cluster_roles(cx: Cx) -> Result<()> {
             kubectl.run(&format!("-n viewers {line} --as=vera").split_whitespace().collect::<Vec<_>>()).await?;
         ensure!((outcome.code == 0) == allowed, "{line}: {outcome:?}");
     }
+    Ok(())
+}
+
+/// Changes an RBAC object, as an administrator might.
+async fn rewrite(api: &Api, path: &str, change: impl Fn(&mut Value)) -> Result<()> {
+    let path = format!("/apis/rbac.authorization.k8s.io/v1/{path}");
+    let mut object = api.get(&path).await?.ok()?;
+    change(&mut object);
+    api.put(&path, &object).await?.ok()?;
+    Ok(())
+}
+
+async fn default_policy_is_completed_at_each_start(_: Cx) -> Result<()> {
+    let mut cluster = Cluster::start(Options::default()).await?;
+    let (api, kubectl) = (cluster.api()?, cluster.kubectl());
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let own = json!({"apiGroups": ["example.com"], "resources": ["widgets"], "verbs": ["get"]});
+    let kept = "rbac.authorization.kubernetes.io/autoupdate";
+    // As if this version knew more than the one that made the cluster.
+    rewrite(&api, "clusterroles/system:discovery", |role| role["rules"] = json!([own])).await?;
+    rewrite(&api, "clusterroles/system:monitoring", |role| {
+        role["rules"] = json!([]);
+        role["metadata"]["annotations"][kept] = json!("false");
+    })
+    .await?;
+    rewrite(&api, "clusterroles/view", |role| {
+        role["aggregationRule"]["clusterRoleSelectors"] = json!([{"matchLabels": {"mine": "true"}}]);
+    })
+    .await?;
+    rewrite(&api, "clusterrolebindings/system:public-info-viewer", |binding| {
+        binding["subjects"] = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "ann"}]);
+    })
+    .await?;
+    api.delete(&format!("{rbac}/clusterroles/system:aggregate-to-edit"), &json!({})).await?.ok()?;
+    api.delete(&format!("{rbac}/clusterrolebindings/system:basic-user"), &json!({})).await?.ok()?;
+    let other = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "system:basic-user"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"}});
+    api.post(&format!("{rbac}/clusterrolebindings"), &other).await?.ok()?;
+    let before = kubectl.ok("auth can-i get /apis --as bob --as-group system:authenticated").await;
+    ensure!(before.is_err(), "the permission is gone: {before:?}");
+
+    cluster.stop().await?;
+    cluster.launch().await?;
+    let role = async |name: &str| anyhow::Ok(api.get(&format!("{rbac}/clusterroles/{name}")).await?.ok()?);
+    let binding =
+        async |name: &str| anyhow::Ok(api.get(&format!("{rbac}/clusterrolebindings/{name}")).await?.ok()?);
+    kubectl.ok("auth can-i get /apis --as bob --as-group system:authenticated").await?;
+    let discovery = role("system:discovery").await?;
+    ensure!(discovery["rules"].as_array().is_some_and(|rules| rules.len() > 1 && rules[0] == own), "{discovery}");
+    let monitoring = role("system:monitoring").await?;
+    ensure!(monitoring["rules"].as_array().is_none_or(Vec::is_empty), "it was to be left alone: {monitoring}");
+    let view = role("view").await?;
+    ensure!(view["aggregationRule"]["clusterRoleSelectors"].as_array().is_some_and(|all| all.len() == 2), "{view}");
+    role("system:aggregate-to-edit").await?;
+    let public = binding("system:public-info-viewer").await?;
+    let subjects: Vec<&str> =
+        public["subjects"].as_array().into_iter().flatten().filter_map(|subject| subject["name"].as_str()).collect();
+    ensure!(subjects == ["ann", "system:authenticated", "system:unauthenticated"], "{subjects:?}");
+    let basic = binding("system:basic-user").await?;
+    ensure!(basic["roleRef"]["name"] == "system:basic-user" && basic["subjects"][0].is_object(), "{basic}");
+    // Nothing is left to do, and what was added stays once.
+    let versions = async || -> Result<Vec<Value>> {
+        let mut all = Vec::new();
+        for name in ["system:discovery", "view", "system:aggregate-to-edit"] {
+            all.push(role(name).await?["metadata"]["resourceVersion"].clone());
+        }
+        Ok(all)
+    };
+    let settled = versions().await?;
+    cluster.stop().await?;
+    cluster.launch().await?;
+    ensure!(versions().await? == settled, "a second start changes nothing");
     Ok(())
 }

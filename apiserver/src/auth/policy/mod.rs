@@ -33,8 +33,8 @@ fn to_rule(row: &Row) -> Rule {
     }
 }
 
-fn rule_json(row: &Row) -> Value {
-    let rule = to_rule(row);
+/// A rule as objects have it.
+pub fn rule_json(rule: Rule) -> Value {
     let mut out = json!({"verbs": rule.verbs});
     for (key, list) in [
         ("apiGroups", rule.api_groups),
@@ -65,7 +65,7 @@ fn object(kind: &str, metadata: Value) -> Value {
 
 fn role(kind: &str, row: &Role, namespace: Option<&str>) -> Value {
     let mut role = object(kind, metadata(row.name, namespace, row.labels));
-    role["rules"] = row.rules.iter().map(rule_json).collect();
+    role["rules"] = row.rules.iter().map(|row| rule_json(to_rule(row))).collect();
     if let Some(label) = row.aggregate {
         let label = format!("{RBAC_GROUP}/{label}");
         role["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {label: "true"}}]});

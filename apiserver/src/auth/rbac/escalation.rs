@@ -100,6 +100,14 @@ fn missing(held: &[Rule], wanted: &[Rule]) -> Result<Vec<Rule>, Refusal> {
     Ok(missing)
 }
 
+/// What a default role with the rules `held` lacks of `wanted`, as rules; rules of more permissions than can be compared as they are.
+pub fn lacking(held: &[Rule], wanted: &[Rule]) -> Vec<Rule> {
+    match missing(held, wanted) {
+        Ok(missing) => compact(missing),
+        Err(_) => wanted.iter().filter(|rule| !held.contains(rule)).cloned().collect(),
+    }
+}
+
 fn permissions(rule: &Rule) -> usize {
     let resources = rule.api_groups.len().saturating_mul(rule.resources.len());
     let named = resources.saturating_mul(rule.resource_names.len().max(1));
