@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn copies_pass_from_one_to_the_next() {
         let (old, new) = (Sockets::default(), Sockets::default());
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let listener = TcpListener::bind("127.53.0.2:0").expect("a socket");
         let addr = listener.local_addr().expect("an address");
         old.opened(7, [listener.as_fd(), listener.as_fd()]).expect("copies");
         let _waiting = TcpStream::connect(addr).expect("a connection");

@@ -90,7 +90,8 @@ mod tests {
     #[tokio::test]
     async fn a_successor_reads_what_was_sent_before() {
         let (old, new) = (DnsSockets::default(), DnsSockets::default());
-        let probe = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        // An address that nobody else binds ports of.
+        let probe = std::net::UdpSocket::bind("127.53.0.1:0").unwrap();
         let addr = probe.local_addr().unwrap();
         drop(probe);
         let before = old.open(addr).await.unwrap();

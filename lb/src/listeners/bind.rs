@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_a_conflict_even_when_it_would_share() {
-        let free: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        let free: SocketAddr = "127.53.0.3:0".parse().expect("an address");
         let check = |taken: SocketAddr, protocol: Protocol, holder: Box<dyn std::any::Any>| {
             assert!(matches!(bind(taken, protocol, 2), Err(BindError::InUse)));
             drop(holder);
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn connections_inherit_the_options_of_their_listener() {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a listener").local_addr().expect("an address");
+        let free = TcpListener::bind("127.53.0.4:0").expect("a listener").local_addr().expect("an address");
         let ours = bind(free, Protocol::Tcp, 1).expect("a socket");
         let [Bound::Tcp(listener)] = &ours[..] else { panic!("one listener") };
         let _client = std::net::TcpStream::connect(free).expect("a connection");
