@@ -389,8 +389,7 @@ async fn default_policy_is_completed_at_each_start(_: Cx) -> Result<()> {
     cluster.stop().await?;
     cluster.launch().await?;
     let role = async |name: &str| anyhow::Ok(api.get(&format!("{rbac}/clusterroles/{name}")).await?.ok()?);
-    let binding =
-        async |name: &str| anyhow::Ok(api.get(&format!("{rbac}/clusterrolebindings/{name}")).await?.ok()?);
+    let binding = async |name: &str| anyhow::Ok(api.get(&format!("{rbac}/clusterrolebindings/{name}")).await?.ok()?);
     kubectl.ok("auth can-i get /apis --as bob --as-group system:authenticated").await?;
     let discovery = role("system:discovery").await?;
     ensure!(discovery["rules"].as_array().is_some_and(|rules| rules.len() > 1 && rules[0] == own), "{discovery}");

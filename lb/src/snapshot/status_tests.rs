@@ -360,8 +360,6 @@ fn a_policy_says_what_its_ports_cannot_follow() {
         json!({"proxyProtocol": {"send": "V2"}, "upstreamTls": {"hostname": "a"}}),
         Some("proxyProtocol.send, upstreamTls: port 53"),
     );
-    let plugin = json!({"policyRef": {"name": "canary"}});
-    check(tcp, None, plugin, Some("policyRef: port 5432"));
 }
 
 #[test]
