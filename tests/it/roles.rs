@@ -90,12 +90,7 @@ impl Drop for Apart {
 
 impl Apart {
     /// With the processes that there are already, such as a store.
-    pub async fn start(
-        dir: tempfile::TempDir,
-        mut processes: Processes,
-        store: &str,
-        runtime: &str,
-    ) -> Result<Self> {
+    pub async fn start(dir: tempfile::TempDir, mut processes: Processes, store: &str, runtime: &str) -> Result<Self> {
         let (ranges, other) = (Ranges::claim()?, Ranges::claim()?);
         let (port, data) = (free_port()?, dir.path().join("api"));
         let node = format!("it-{}-apart-{port}", std::process::id());
