@@ -142,7 +142,8 @@ pub struct Statistics {
     pub differences: u64,
     /// How long calls took.
     pub latency: Histogram,
-    /// All calls together: to be billed. Calls do nothing but compute, so their time is CPU time.
+    /// All calls together: to be billed. Calls do nothing but compute, so their time on the wall clock is CPU time, but for waits for a core on a busy
+    /// machine.
     pub cpu: Duration,
     /// Instructions of all calls; 0 for worlds whose instructions are not counted.
     pub fuel: u64,
